@@ -1,0 +1,36 @@
+#!/usr/bin/env node
+// Runs the compiled test files (all, or those whose path contains one of the arguments) and ends
+// with the line `N passed, N failed`. Exit code 1 if anything failed or nothing ran.
+import { readdirSync } from 'node:fs';
+import { run } from 'node:test';
+import { spec } from 'node:test/reporters';
+import { fileURLToPath } from 'node:url';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+const wanted = process.argv.slice(2);
+const files = readdirSync(`${root}dist/test`, { recursive: true })
+  .filter((file) => file.endsWith('.test.js'))
+  .filter((file) => wanted.length === 0 || wanted.some((part) => file.includes(part)))
+  .sort()
+  .map((file) => `${root}dist/test/${file}`);
+
+let passed = 0;
+let failed = 0;
+let skipped = 0;
+const isFile = (event) => event.name.endsWith('.test.js');
+const stream = run({ files, concurrency: 2, timeout: 600_000 });
+stream.on('test:pass', (event) => {
+  if (event.details.type === 'suite' || isFile(event)) return;
+  if (event.skip !== undefined || event.todo !== undefined) skipped++;
+  else passed++;
+});
+stream.on('test:fail', (event) => {
+  if (event.details.type !== 'suite') failed++;
+});
+
+const report = stream.compose(new spec());
+report.pipe(process.stdout);
+report.on('end', () => {
+  console.log(`${passed} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ''}`);
+  process.exitCode = failed > 0 || passed === 0 ? 1 : 0;
+});
