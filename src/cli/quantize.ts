@@ -1,0 +1,162 @@
+/** `millrace quantize SRC DST`: writes a quantized checkpoint. */
+import { rmSync } from 'node:fs';
+import { InvalidParameterError } from '../errors.js';
+import { parseScheme } from '../model/quantization.js';
+import type { IntegerStorage } from '../model/weights.js';
+import { evaluate } from '../quant/evaluate.js';
+import { loadBackend, openModel, QUANT_DEVICES } from '../quant/load-runner.js';
+import { parseQualityLimit, requireQuality } from '../quant/quality-limit.js';
+import { quantizeCheckpoint } from '../quant/quantize-checkpoint.js';
+import { describeEvaluation } from '../quant/report-evaluation.js';
+import { BUNDLED_TEXT, readTexts, tokenSequences } from '../quant/texts.js';
+import { loadTokenizer } from '../tokenizer/load-tokenizer.js';
+import {
+  choice,
+  flagHelp,
+  integer,
+  parseFlags,
+  string,
+  strings,
+  toggle,
+  UsageError,
+} from './flags.js';
+import { shareProgress } from './share-progress.js';
+
+const QUANTIZATION = 'Quantization';
+const OTHER = 'Other';
+
+const FLAGS = {
+  scheme: string({
+    group: QUANTIZATION,
+    help: 'int8, or int4-g32, int4-g64, int4-g128 (weights a scale), with -asym for zero points.',
+    placeholder: 'SCHEME',
+  }),
+  method: choice({
+    group: QUANTIZATION,
+    help: 'rtn rounds to nearest; gptq makes up for the rounding on calibration text.',
+    of: ['rtn', 'gptq'],
+    shownDefault: 'gptq for int4, rtn for int8',
+  }),
+  calibration: string({
+    group: QUANTIZATION,
+    help: 'Text for gptq: plain, or .jsonl with a "text" on each line. Should be like what the model is used for.',
+    placeholder: 'FILE',
+    shownDefault: 'the bundled stories',
+  }),
+  'calibration-tokens': integer({
+    group: QUANTIZATION,
+    help: 'Tokens of it to use.',
+    min: 128,
+    default: 16_384,
+  }),
+  ignore: strings({
+    group: QUANTIZATION,
+    help: 'Linears to leave as they are; * is any text.',
+    placeholder: 'PATTERN',
+  }),
+  'max-quality-loss': string({
+    group: QUANTIZATION,
+    help: 'kl=NATS or ppl=PERCENT%: measure the result on --eval-text and delete it where it lost more.',
+    placeholder: 'LIMIT',
+  }),
+  'eval-text': string({
+    group: QUANTIZATION,
+    help: 'Text to measure with; not that of the calibration.',
+    placeholder: 'FILE',
+  }),
+  device: choice({ group: OTHER, help: 'Executor.', of: QUANT_DEVICES, default: 'cpu' }),
+  threads: integer({ group: OTHER, help: 'Compute threads.', min: 1, shownDefault: 'all cores' }),
+  help: toggle({ group: OTHER, help: 'This text.', default: false }),
+} as const;
+
+const USAGE = 'Usage: millrace quantize SRC DST --scheme SCHEME [options]';
+
+const HELP = `${USAGE}
+
+Writes the checkpoint in the folder SRC, quantized, to the folder DST, in the compressed-tensors
+layout. Embeddings, the head, norms and routers keep their type. Memory: one matrix with rtn; with
+gptq half a layer in float32, the calibration tokens' activations and a square matrix of its widest
+input.
+
+${flagHelp(FLAGS)}`;
+
+/** Bundled documents before this one calibrate, those from it on measure. */
+const SPLIT = 200;
+
+export async function quantize(argv: string[]): Promise<number> {
+  const { values: flags, positionals } = parseFlags(FLAGS, argv);
+  if (flags.help) {
+    console.log(HELP);
+    return 0;
+  }
+  if (positionals.length !== 2 || flags.scheme === undefined) {
+    throw new UsageError(`${USAGE}; --help tells the options`);
+  }
+  const [source, target] = positionals;
+  const storage = requireScheme(flags.scheme);
+  const method = flags.method ?? (storage.bits === 4 ? 'gptq' : 'rtn');
+  const limit = flags['max-quality-loss'] && parseQualityLimit(flags['max-quality-loss']);
+  const sequencesOf = async (texts: readonly string[], tokens: number) => {
+    const { maxModelLen } = openModel({ path: source }).config;
+    return tokenSequences(texts, await loadTokenizer(source), Math.min(512, maxModelLen), tokens);
+  };
+  const textsOf = (file: string | undefined, param: string, bundled: [number, number?]) =>
+    file === undefined ? readTexts(BUNDLED_TEXT, param).slice(...bundled) : readTexts(file, param);
+  const backend = method === 'gptq' || limit ? await loadBackend(flags) : undefined;
+  const calibration =
+    backend && method === 'gptq'
+      ? {
+          backend,
+          sequences: await sequencesOf(
+            textsOf(flags.calibration, 'calibration', [0, SPLIT]),
+            flags['calibration-tokens'],
+          ),
+        }
+      : undefined;
+  const began = performance.now();
+  const result = quantizeCheckpoint({
+    source,
+    target,
+    storage,
+    calibration,
+    ignore: flags.ignore,
+    onProgress: shareProgress('quantize'),
+  });
+  for (const note of result.notes) console.log(`note: ${note}`);
+  const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+  console.log(
+    `${target}: ${result.quantized} matrices to ${flags.scheme} (${method}) in ` +
+      `${((performance.now() - began) / 1000).toFixed(1)} s, weights ` +
+      `${mebibytes(result.bytesBefore)} before, ${mebibytes(result.bytesAfter)} after`,
+  );
+  if (limit && backend) {
+    const texts = textsOf(flags['eval-text'], 'eval-text', [SPLIT]);
+    const evaluation = evaluate({
+      backend,
+      model: openModel({ path: target }),
+      base: openModel({ path: source }),
+      sequences: await sequencesOf(texts, 32_768),
+      onProgress: shareProgress('eval'),
+    });
+    console.log(describeEvaluation(evaluation));
+    try {
+      requireQuality(limit, evaluation);
+    } catch (error) {
+      rmSync(target, { recursive: true });
+      throw error;
+    }
+  }
+  return 0;
+}
+
+/** What the compressed-tensors layout and the kernels both have. */
+function requireScheme(scheme: string): IntegerStorage {
+  const storage = parseScheme(scheme, 'scheme');
+  const rows = storage.bits === 8 && storage.group === 0 && storage.symmetric;
+  if (rows || (storage.bits === 4 && storage.group > 0)) return storage;
+  throw InvalidParameterError.expected(
+    'int8, or int4-g32, int4-g64, int4-g128, with -asym if wanted',
+    'scheme',
+    scheme,
+  );
+}

@@ -1,0 +1,120 @@
+/**
+ * Which weights are kept as integers: `--quantization` and `--quantization-overrides`.
+ *
+ * Every linear and every expert takes the scheme asked for. Norms, biases and routers stay float
+ * (small, and what they decide is not forgiving), and so do embeddings that are not the head as well:
+ * a step reads a few of their rows. The head is read whole in each step, so it becomes integer too,
+ * but never less than 8 bits unless an override says so: its errors reach the logits directly.
+ */
+import { InvalidParameterError } from '../errors.js';
+import type { Program, Weight } from './program.js';
+import type { IntegerStorage, MatrixStorage, WeightSource } from './weights.js';
+
+export interface QuantizationOptions {
+  /** `int8` or `int4`, with `-g32`, `-g64`, `-g128` for groups and `-asym` for offsets. */
+  quantization?: string;
+  /** `PATTERN=SCHEME,...` for single weights; `*` in a pattern is any text, the first match counts. */
+  quantizationOverrides?: string;
+}
+
+const SCHEME = /^int([48])(?:-g(32|64|128))?(-asym)?$/;
+const FLOAT: MatrixStorage = { kind: 'float' };
+const HEAD: IntegerStorage = { kind: 'integer', bits: 8, group: 0, symmetric: true };
+/** Of plain `int4`. Its plain form has groups, plain `int8` has one scale a row. */
+const INT4_GROUP = 32;
+
+/** Throws `InvalidParameterError` for `param`. `int4` means `int4-g32`, `int8` one scale a row. */
+export function parseScheme(scheme: string, param = 'quantization'): IntegerStorage {
+  const match = SCHEME.exec(scheme);
+  if (!match) {
+    throw InvalidParameterError.expected(
+      'int8 or int4, then -g32, -g64 or -g128 and -asym if wanted',
+      param,
+      scheme,
+    );
+  }
+  const bits = match[1] === '4' ? 4 : 8;
+  const group = (Number(match[2] ?? 0) || (bits === 4 ? INT4_GROUP : 0)) as IntegerStorage['group'];
+  return { kind: 'integer', bits, group, symmetric: match[3] === undefined };
+}
+
+/** The name `parseScheme` reads, groups spelled out; `int4-row` for 4 bits and one scale a row. */
+export function schemeName({ bits, group, symmetric }: IntegerStorage): string {
+  const grouping = group > 0 ? `-g${group}` : bits === 4 ? '-row' : '';
+  return `int${bits}${grouping}${symmetric ? '' : '-asym'}`;
+}
+
+/**
+ * The source with the storage these options ask for. Matrices the checkpoint has quantized keep
+ * their own. Throws `InvalidParameterError`.
+ */
+export function withQuantization(
+  source: WeightSource,
+  program: Program,
+  { quantization, quantizationOverrides }: QuantizationOptions,
+): WeightSource {
+  if (quantization === undefined && quantizationOverrides === undefined) return source;
+  const scheme = quantization === undefined ? undefined : parseScheme(quantization);
+  const overrides = parseOverrides(quantizationOverrides ?? '');
+  const candidates = quantizable(program);
+  const used = new Set<Override>();
+  const storages = new Map<number, MatrixStorage>();
+  for (const [weight, isHead] of candidates) {
+    const own = source.storage(weight);
+    const override = overrides.find(({ pattern }) => matches(pattern, weight));
+    if (override) used.add(override);
+    const wanted = override?.storage ?? (isHead && scheme ? HEAD : scheme);
+    storages.set(weight.id, own.kind === 'integer' ? own : (wanted ?? own));
+  }
+  const idle = overrides.find((override) => !used.has(override));
+  if (idle) {
+    throw InvalidParameterError.expected(
+      `pattern of a linear, an expert or the head (such as ${candidates[0]?.[0].name})`,
+      'quantizationOverrides',
+      idle.text,
+    );
+  }
+  return {
+    dtype: source.dtype,
+    storage: (weight) => storages.get(weight.id) ?? source.storage(weight),
+    tensor: (name) => source.tensor(name),
+  };
+}
+
+interface Override {
+  readonly text: string;
+  readonly pattern: RegExp;
+  readonly storage: MatrixStorage;
+}
+
+function parseOverrides(text: string): Override[] {
+  const entries = text.split(',').filter((entry) => entry.trim() !== '');
+  return entries.map((entry) => {
+    const [name, scheme, ...rest] = entry.split('=').map((part) => part.trim());
+    if (!name || !scheme || rest.length > 0) {
+      throw InvalidParameterError.expected('PATTERN=SCHEME', 'quantizationOverrides', entry);
+    }
+    const parts = name.split('*').map((part) => part.replace(/[.+?^${}()|[\]\\]/g, '\\$&'));
+    const storage = scheme === 'float' ? FLOAT : parseScheme(scheme, 'quantizationOverrides');
+    return { text: entry, pattern: new RegExp(`^${parts.join('.*')}$`), storage };
+  });
+}
+
+function matches(pattern: RegExp, { name, parts }: Weight): boolean {
+  return pattern.test(name) || parts.some(({ tensor }) => pattern.test(tensor));
+}
+
+/** Weights that may be integers, and whether each makes the logits. */
+function quantizable(program: Program): [Weight, boolean][] {
+  const routers = new Set(program.ops.flatMap((op) => (op.kind === 'moe' ? op.router.value : [])));
+  const found = new Map<number, boolean>();
+  for (const op of program.ops) {
+    if (op.kind === 'linear' && !routers.has(op.out.value)) {
+      const isHead = op.out.value === program.logits.value;
+      found.set(op.weight, isHead || (found.get(op.weight) ?? false));
+    } else if (op.kind === 'moe') {
+      found.set(op.gateUp, false).set(op.down, false);
+    }
+  }
+  return [...found].map(([id, isHead]) => [program.weights[id], isHead]);
+}

@@ -1,0 +1,99 @@
+/**
+ * A program cut into segments, each from one value to the next where nothing else is alive: half a
+ * layer of a decoder. A segment runs alone, as a program whose "embedding" is a table of its inputs
+ * and whose "logits" are any value within: so calibration goes through a model with the weights of
+ * one segment in memory.
+ */
+import type { Op, Program, RopeTable, Value, View, Weight } from '../model/program.js';
+
+export interface Segment {
+  readonly input: View;
+  readonly ops: readonly Op[];
+  readonly output: View;
+}
+
+/** The segments after the embedding, up to the rows that are wanted. */
+export function segments(program: Program): Segment[] {
+  const last = new Map<number, number>();
+  program.ops.forEach((op, index) => {
+    for (const { value } of reads(op)) last.set(value, index);
+  });
+  const found: Segment[] = [];
+  const alive = new Set<number>();
+  let input: View | undefined;
+  let ops: Op[] = [];
+  for (const [index, op] of program.ops.entries()) {
+    if (program.values[op.out.value].rows === 'R') break;
+    ops.push(op);
+    alive.add(op.out.value);
+    for (const value of alive) if ((last.get(value) ?? -1) <= index) alive.delete(value);
+    const { value } = op.out;
+    const whole = op.out.width === program.values[value].width;
+    if (alive.size !== 1 || !alive.has(value) || !whole) continue;
+    // The first segment is the embedding, which needs no calibration.
+    if (input) found.push({ input, ops, output: op.out });
+    input = op.out;
+    ops = [];
+  }
+  return found;
+}
+
+/** Views an operation reads. */
+function reads(op: Op): View[] {
+  const { out: _, ...rest } = op;
+  return Object.values(rest).filter((field): field is View => typeof field === 'object');
+}
+
+/** Name of the table of inputs among the weights of a probe. */
+export const INPUTS = 'calibration inputs';
+
+/**
+ * A program that computes `wanted` from a table of `rows` inputs: token t is row t of the weight
+ * `INPUTS`. The "logits" are `wanted` in their first columns, undefined in the others: executors take
+ * the width of the logits for the size of the vocabulary.
+ */
+export function probe(program: Program, segment: Segment, wanted: View, rows: number): Program {
+  const values: Value[] = [];
+  const valueIds = new Map<number, number>();
+  const weights: Weight[] = [];
+  const weightIds = new Map<number, number>();
+  const ropeTables: RopeTable[] = [];
+  const kvLayers: Program['kvLayers'][number][] = [];
+  const view = (old: View): View => {
+    if (!valueIds.has(old.value)) {
+      const { width } = program.values[old.value];
+      valueIds.set(old.value, values.push({ id: values.length, rows: 'T', width }) - 1);
+    }
+    return { ...old, value: valueIds.get(old.value) as number };
+  };
+  const weight = (old: number): number => {
+    if (!weightIds.has(old)) {
+      weightIds.set(old, weights.push({ ...program.weights[old], id: weights.length }) - 1);
+    }
+    return weightIds.get(old) as number;
+  };
+  const shape = [rows, segment.input.width];
+  weights.push({ id: 0, name: INPUTS, shape, parts: [{ tensor: INPUTS, shape }] });
+  const ops: Op[] = [{ kind: 'embed', weight: 0, out: view(segment.input) }];
+  if (wanted.value !== segment.input.value) {
+    for (const op of segment.ops) {
+      const moved: Record<string, unknown> = { ...op };
+      for (const [field, value] of Object.entries(op)) {
+        if (typeof value === 'object') moved[field] = view(value as View);
+      }
+      for (const field of ['weight', 'bias', 'gateUp', 'down'] as const) {
+        const id = (op as unknown as Record<string, number | undefined>)[field];
+        if (id !== undefined) moved[field] = weight(id);
+      }
+      if (op.kind === 'rope') moved.table = ropeTables.push(program.ropeTables[op.table]) - 1;
+      if (op.kind === 'attention') moved.layer = kvLayers.push(program.kvLayers[op.layer]) - 1;
+      ops.push(moved as unknown as Op);
+      if (op.out.value === wanted.value) break;
+    }
+  }
+  const width = Math.max(rows, wanted.width);
+  const id = values.push({ id: values.length, rows: 'R', width }) - 1;
+  ops.push({ kind: 'gather', x: view(wanted), out: { value: id, offset: 0, width: wanted.width } });
+  const logits: View = { value: id, offset: 0, width };
+  return { values, weights, ropeTables, ops, logits, vocabSize: width, kvLayers };
+}
