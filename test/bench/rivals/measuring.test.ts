@@ -1,0 +1,154 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { agreement, describeAgreement } from '../../../bench/rivals/agreement.js';
+import type { Contender, Settings } from '../../../bench/rivals/contender.js';
+import {
+  describeSettings,
+  fastestSettings,
+  rivalChoices,
+} from '../../../bench/rivals/fastest-settings.js';
+import { race } from '../../../bench/rivals/race.js';
+import { raceReport } from '../../../bench/rivals/race-report.js';
+import { rates } from '../../../bench/rivals/rates.js';
+
+test('Rates count decode tokens while all streams decode, and all of them end to end', () => {
+  const times = [
+    [10, 20, 30, 40],
+    [20, 30, 40, 50],
+  ];
+  const found = rates({ start: 0, tokens: times, times }, 40);
+  // From the last first token (20) to the first end (40): 30, 40 and 30, 40.
+  assert.equal(found.decode, (4 / 20) * 1000);
+  assert.equal(found.endToEnd, (8 / 50) * 1000);
+  assert.equal(found.prefill, (40 / 20) * 1000);
+  const apart = rates(
+    {
+      start: 0,
+      tokens: [],
+      times: [
+        [1, 2],
+        [3, 4],
+      ],
+    },
+    2,
+  );
+  assert.ok(Number.isNaN(apart.decode), 'streams that never overlap have no such rate');
+});
+
+test('Agreement counts tokens up to the first difference and tells how close a call it was', () => {
+  const ours = {
+    start: 0,
+    times: [],
+    tokens: [
+      [1, 2, 3],
+      [4, 5, 6],
+    ],
+    margins: [
+      [1, 1, 1],
+      [2, 0.01, 2],
+    ],
+  };
+  const found = agreement(ours, {
+    start: 0,
+    times: [],
+    tokens: [
+      [1, 2, 3],
+      [4, 9, 6],
+    ],
+  });
+  assert.deepEqual(found, {
+    ...{ sequences: 2, equal: 1, equalTokens: 4, tokens: 6 },
+    partings: [{ sequence: 1, token: 1, margin: 0.01 }],
+  });
+  assert.match(describeAgreement('rival', found), /1 of 2 .* 4 of 6 .* 0\.010 nats/);
+});
+
+test('One setting after the other is settled by its best run, each made ready before it is timed', async () => {
+  const calls: string[] = [];
+  const speed = ({ threads, batchSize, flashAttention }: Settings) =>
+    (threads === 1 ? 4 : 1) * (flashAttention ? 1 : 2) * (batchSize === 512 ? 1.5 : 1);
+  const contender: Contender = {
+    description: 'scripted',
+    async prepare(streams, settings) {
+      calls.push(`prepare ${streams} ${describeSettings(settings)}`);
+    },
+    async run(_, settings: Settings) {
+      // The first of every two runs is disturbed.
+      const gap = (calls.filter((call) => call === 'run').length % 2 ? 10 : 100) / speed(settings);
+      calls.push('run');
+      return { start: 0, tokens: [[1, 2]], times: [[gap, 2 * gap]] };
+    },
+    close: async () => {},
+  };
+  const workload = { prompts: [[1]], outputTokens: 2 };
+  // Four threads, two and one: three values, so that the disturbance hits each once in two rounds.
+  const chosen = await fastestSettings(
+    contender,
+    { ...rivalChoices(4), flashAttention: [true] },
+    workload,
+  );
+  assert.deepEqual(chosen.threads, 1);
+  assert.deepEqual(calls.slice(0, 2), [
+    'prepare 1 4 threads, batches of 512, flash attention on',
+    'run',
+  ]);
+  assert.equal(calls.length, 2 * (2 * 3 + 2 * 2));
+  assert.deepEqual(rivalChoices(2).threads, [2, 1]);
+  assert.deepEqual(rivalChoices(1).threads, [1]);
+});
+
+/** Every token takes `gap` ms, for all streams at once; the first is the prompt's first plus `shift`. */
+function scripted(gap: number, shift: number, log: string[], name: string): Contender {
+  return {
+    description: name,
+    async run({ prompts, outputTokens }) {
+      log.push(`${name} ${prompts[0].join()}`);
+      const steps = Array.from({ length: outputTokens }, (_, i) => i + 1);
+      return {
+        start: 0,
+        tokens: prompts.map(([first]) => steps.map((step) => first + step + shift)),
+        times: prompts.map(() => steps.map((step) => step * gap)),
+      };
+    },
+    close: async () => {},
+  };
+}
+
+test('A race gives all the same prompts in turn, each with its settings, and the table shows their ratio', async () => {
+  const log: string[] = [];
+  const contenders = new Map([
+    ['ours', scripted(5, 0, log, 'ours')],
+    ['rival', scripted(10, 1, log, 'rival')],
+  ]);
+  const slow = { threads: 2, batchSize: 2048, flashAttention: false };
+  const fast = { threads: 2, batchSize: 512, flashAttention: true };
+  const only = ({ threads, batchSize, flashAttention }: Settings) => ({
+    threads: [threads],
+    batchSize: [batchSize],
+    flashAttention: [flashAttention],
+  });
+  const measurements = await race(contenders, {
+    ...{ streamCounts: [1, 2], inputTokens: 3, outputTokens: 4, runs: 2, vocabSize: 100 },
+    choices: (name) => only(name === 'ours' ? slow : fast),
+  });
+  assert.equal(measurements.length, 8);
+  const runs = log.slice(-8);
+  for (let i = 0; i < 8; i += 2) {
+    const [a, b] = [runs[i], runs[i + 1]].map((line) => line.split(' '));
+    assert.equal(a[1], b[1], 'both had the same prompts');
+    assert.deepEqual([a[0], b[0]], i < 4 ? ['ours', 'rival'] : ['rival', 'ours']);
+  }
+  assert.equal(new Set(runs.map((line) => line.split(' ')[1])).size, 4);
+  const [ours, rival] = measurements;
+  assert.deepEqual([ours.settings, rival.settings], [slow, fast]);
+  assert.deepEqual([ours.firstTokensEqual, rival.firstTokensEqual], [1, 0]);
+  assert.deepEqual([ours.endToEnd, rival.endToEnd], [200, 100]);
+  const report = raceReport(measurements);
+  assert.match(report, /rival, 2 streams: 2 threads, batches of 512, flash attention on/);
+  assert.match(report, /rival: first token equals ours for 0 of 6 prompts/);
+  // Two streams: 400 tokens a second and 200, twice as many, decoding and end to end.
+  assert.match(
+    report,
+    /^2 +400 \(400 - 400\) +200 \(200 - 200\) +2\.00 .* 400 .* 2\.00 \(2\.00 - 2\.00\)$/m,
+  );
+});

@@ -1,0 +1,148 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { resolveOptions } from '../../src/engine/engine-options.js';
+import { BATCHINGS, KV_RESERVATIONS } from '../../src/engine/policy.js';
+import { samplingParams } from '../../src/engine/sampling-params.js';
+import { InvalidParameterError } from '../../src/errors.js';
+import { CoreDriver, type DriverOptions, VOCAB } from '../helpers/core-driver.js';
+import { expectedTokens } from '../helpers/fake-runner.js';
+import { randomSource } from '../helpers/random.js';
+
+function prompt(seed: number, length: number): number[] {
+  const next = randomSource(seed);
+  return Array.from({ length }, () => Math.floor(next() * VOCAB));
+}
+
+test('A static batch takes nobody in until all of it has ended', () => {
+  const driver = new CoreDriver({ batching: 'static', maxNumSeqs: 4, maxNumBatchedTokens: 64 });
+  const short = driver.add(prompt(1, 10), { maxTokens: 3, ignoreEos: true });
+  const long = driver.add(prompt(2, 10), { maxTokens: 12, ignoreEos: true });
+  driver.step();
+  const late = driver.add(prompt(3, 10), { maxTokens: 3, ignoreEos: true });
+  driver.run();
+  assert.equal(driver.choice(short).firstStep, 1);
+  assert.equal(driver.choice(long).firstStep, 1);
+  assert.equal(driver.choice(late).firstStep, 13);
+});
+
+test('A static batch whose prompts take several steps is filled up, a continuous one at any time', () => {
+  const starts = (batching: 'static' | 'continuous') => {
+    const driver = new CoreDriver({ batching, maxNumSeqs: 3, maxNumBatchedTokens: 16 });
+    const handles = [1, 2, 3, 4].map((seed) =>
+      driver.add(prompt(seed, 14), { maxTokens: seed === 1 ? 4 : 8, ignoreEos: true }),
+    );
+    driver.run();
+    return handles.map((handle) => driver.choice(handle).firstStep);
+  };
+  const [, , third, fourth] = starts('static');
+  assert.ok(third <= 4, 'the third prompt joined the batch that was being made');
+  assert.ok(fourth > 8, 'the fourth had to wait for all three');
+  assert.ok(starts('continuous')[3] < 8, 'a free seat is taken at once');
+});
+
+test('Without chunked prefill a prompt is computed in one step, and waits for one with room', () => {
+  const tokensOfSteps = (enableChunkedPrefill: boolean) => {
+    const driver = new CoreDriver({ enableChunkedPrefill, maxNumBatchedTokens: 64 });
+    for (const seed of [1, 2, 3]) driver.add(prompt(seed, 40), { maxTokens: 2, ignoreEos: true });
+    return Array.from({ length: 3 }, () => driver.step().report.tokens);
+  };
+  assert.deepEqual(tokensOfSteps(true).slice(0, 2), [64, 57]);
+  // One whole prompt beside the first's decode; nothing of the next is begun.
+  assert.deepEqual(tokensOfSteps(false), [40, 41, 41]);
+});
+
+test('Without chunked prefill a prompt longer than a step is cut when it has the step to itself', () => {
+  const driver = new CoreDriver({ enableChunkedPrefill: false, maxNumBatchedTokens: 32 });
+  const first = driver.add(prompt(1, 20), { maxTokens: 5, ignoreEos: true });
+  const long = driver.add(prompt(2, 100), { maxTokens: 2, ignoreEos: true });
+  driver.run();
+  assert.ok(driver.choice(first).finish);
+  // It starts when the first has ended after 5 steps, and takes 4 steps of 32.
+  assert.equal(driver.choice(long).firstStep, 9);
+});
+
+test('Worst-case reservation admits as many sequences as maxModelLen fits into the cache, and never preempts', () => {
+  const most = (kvReservation: 'worst-case' | 'by-block') => {
+    const driver = new CoreDriver({
+      kvReservation,
+      numBlocks: 32,
+      maxModelLen: 128,
+      maxNumSeqs: 16,
+      maxNumBatchedTokens: 256,
+    });
+    for (let seed = 1; seed <= 16; seed++) {
+      driver.add(prompt(seed, 8), { maxTokens: 20, ignoreEos: true });
+    }
+    driver.step();
+    driver.step();
+    const { running } = driver.core.stats();
+    driver.run();
+    assert.equal(driver.core.stats().preemptions, 0);
+    return running;
+  };
+  // 32 blocks of 16 hold 4 sequences of 128 tokens, or 16 that have no more than 28.
+  assert.equal(most('worst-case'), 4);
+  assert.equal(most('by-block'), 16);
+});
+
+test('Under every policy random load ends, with the tokens each request has alone', () => {
+  for (const batching of BATCHINGS) {
+    for (const kvReservation of KV_RESERVATIONS) {
+      for (const enableChunkedPrefill of [true, false]) {
+        for (let seed = 1; seed <= 20; seed++) {
+          underLoad(seed, { batching, kvReservation, enableChunkedPrefill });
+        }
+      }
+    }
+  }
+});
+
+test('Unknown policies are refused by name', () => {
+  const refused = (options: object, param: string) =>
+    assert.throws(
+      () => resolveOptions({ model: 'm', ...options }),
+      (error) => error instanceof InvalidParameterError && error.param === param,
+    );
+  refused({ batching: 'dynamic' }, 'batching');
+  refused({ kvReservation: 'some' }, 'kvReservation');
+  refused({ enableChunkedPrefill: 'no' }, 'enableChunkedPrefill');
+});
+
+function underLoad(seed: number, policy: DriverOptions): void {
+  const next = randomSource(seed);
+  const below = (end: number) => Math.floor(next() * end);
+  const numBlocks = 6 + below(20);
+  const limits = {
+    numBlocks,
+    maxModelLen: Math.min(numBlocks * 16, 32 + below(100)),
+    maxNumSeqs: 1 + below(6),
+  };
+  const driver = new CoreDriver({
+    ...policy,
+    ...limits,
+    maxNumBatchedTokens: limits.maxNumSeqs + below(60),
+  });
+  const added = Array.from({ length: 12 }, (_, i) => {
+    const given = {
+      maxTokens: 1 + below(40),
+      temperature: 0,
+      ignoreEos: true,
+      n: 1 + below(limits.maxNumSeqs),
+    };
+    const tokens = prompt(seed * 100 + i, 1 + below(limits.maxModelLen - 1));
+    const handle = driver.add(tokens, given);
+    if (next() < 0.5) driver.step();
+    return { handle, tokens, given };
+  });
+  driver.run(5000);
+  for (const { handle, tokens, given } of added) {
+    const params = samplingParams(given, { vocabSize: VOCAB, maxNumSeqs: limits.maxNumSeqs });
+    for (let index = 0; index < given.n; index++) {
+      const expected = expectedTokens(tokens, params, index, {
+        vocabSize: VOCAB,
+        maxModelLen: limits.maxModelLen,
+      });
+      assert.deepEqual(driver.choice(handle, index).tokens, expected);
+    }
+  }
+}

@@ -1,0 +1,222 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Worker } from 'node:worker_threads';
+import type { Delta, Engine, EngineRequest, StepReport } from '../../src/engine/api.js';
+import { type SamplingParams, samplingParams } from '../../src/engine/sampling-params.js';
+import { connectEngine, startEngine } from '../../src/engine/start-engine.js';
+import type { RequestLimits } from '../../src/engine/threaded-engine.js';
+import { InvalidParameterError, ModelError, QueueFullError } from '../../src/errors.js';
+import { root } from '../helpers/root.js';
+
+const WORKER = new URL('../helpers/fake-engine-worker.js', import.meta.url);
+const PROMPT = Array.from({ length: 20 }, (_, i) => i);
+
+async function withEngine(
+  use: (engine: Engine) => Promise<void>,
+  limits: RequestLimits = {},
+): Promise<void> {
+  const engine = await connectEngine(new Worker(WORKER), limits);
+  try {
+    await use(engine);
+  } finally {
+    await engine.close();
+  }
+}
+
+function request(
+  engine: Engine,
+  id: string,
+  params: Partial<SamplingParams> = {},
+  prompt: number[] = PROMPT,
+): EngineRequest {
+  const complete = samplingParams({ temperature: 0, maxTokens: 8, ...params }, engine.info);
+  return { id, prompt, params: complete };
+}
+
+const never = (): void => assert.fail('a delta of a request that was refused');
+
+/** Runs a request to its last finish. */
+function complete(engine: Engine, one: EngineRequest): Promise<Delta[]> {
+  return new Promise((resolve) => {
+    const deltas: Delta[] = [];
+    let open = one.params.n;
+    engine.generate(one, (delta) => {
+      deltas.push(delta);
+      if (delta.finish && --open === 0) resolve(deltas);
+    });
+  });
+}
+
+test('Tokens arrive one by one as they are made, and the finish has times in order', async () => {
+  await withEngine(async (engine) => {
+    const reports: StepReport[] = [];
+    const stop = engine.onStep((report) => reports.push(report));
+    const deltas = await complete(engine, request(engine, 'a'));
+    assert.deepEqual(
+      deltas.map(({ tokens }) => tokens.length),
+      Array.from({ length: 8 }, () => 1),
+    );
+    const { timing, reason, promptTokens } = deltas.at(-1)!.finish!;
+    assert.equal(reason, 'length');
+    assert.equal(promptTokens, 20);
+    assert.ok(timing.arrival <= timing.scheduled && timing.scheduled <= timing.firstToken);
+    assert.ok(timing.firstToken <= timing.finished);
+    assert.deepEqual(
+      deltas.map(({ firstToken }) => firstToken),
+      [timing.firstToken, ...Array.from({ length: 7 }, () => undefined)],
+    );
+    await engine.idle();
+    assert.equal(reports.length, 8);
+    assert.equal(reports[0].tokens, 20);
+    assert.ok(reports.every(({ stepMs, hostMs }) => hostMs >= 0 && hostMs <= stepMs));
+    assert.equal(engine.stats().generationTokens, 8);
+    stop();
+  });
+});
+
+test('A wrong request is refused at once and leaves nothing behind', async () => {
+  await withEngine(async (engine) => {
+    const refuse = (change: Partial<EngineRequest>, error: object) =>
+      assert.throws(() => engine.generate({ ...request(engine, 'x'), ...change }, never), error);
+    refuse({ prompt: [] }, { code: 'invalid_parameter', param: 'prompt' });
+    refuse({ prompt: [64] }, { code: 'invalid_parameter', param: 'prompt' });
+    refuse({ prompt: [1.5] }, { code: 'invalid_parameter', param: 'prompt' });
+    refuse({ prompt: new Array(128).fill(1) }, { code: 'context_length_exceeded' });
+    refuse({ priority: Number.NaN }, { param: 'priority' });
+    const { params } = request(engine, 'x');
+    refuse({ params: { ...params, topP: 7 } }, { param: 'top_p' });
+    engine.generate(request(engine, 'twice'), () => {});
+    assert.throws(() => engine.generate(request(engine, 'twice'), never), { param: 'id' });
+    await engine.idle();
+    assert.equal(
+      (await complete(engine, request(engine, 'twice'))).length,
+      8,
+      'ids can come again',
+    );
+  });
+});
+
+test('A priority is refused where requests are served in the order they come', async () => {
+  await withEngine(async (engine) => {
+    assert.throws(() => engine.generate({ ...request(engine, 'x'), priority: 1 }, never), {
+      code: 'invalid_parameter',
+      param: 'priority',
+    });
+    await engine.idle();
+  });
+  await withEngine(
+    async (engine) => {
+      await new Promise<void>((resolve) => {
+        engine.generate({ ...request(engine, 'x'), priority: 1 }, ({ finish }) => {
+          if (finish) resolve();
+        });
+      });
+    },
+    { schedulingPolicy: 'priority' },
+  );
+});
+
+test('The queue takes what an idle engine has seats for and as many more as may wait', async () => {
+  await withEngine(
+    async (engine) => {
+      const finished: Promise<Delta[]>[] = [];
+      const all = engine.info.maxNumSeqs + 3;
+      for (let i = 0; i < all; i++) finished.push(complete(engine, request(engine, `${i}`)));
+      assert.throws(
+        () => engine.generate(request(engine, 'more'), never),
+        (error) => error instanceof QueueFullError && error.retryAfter >= 1,
+      );
+      await Promise.all(finished);
+      for (let i = 0; i < all; i++) finished.push(complete(engine, request(engine, `${i}`)));
+      await Promise.all(finished);
+
+      const endless = { ignoreEos: true, maxTokens: undefined };
+      for (let i = 0; i < 4; i++) engine.generate(request(engine, `${i}`, endless), () => {});
+      while (engine.stats().running < 4) await new Promise((resolve) => setImmediate(resolve));
+      for (let i = 4; i < 7; i++) engine.generate(request(engine, `${i}`, endless), () => {});
+      assert.throws(() => engine.generate(request(engine, '7'), never), QueueFullError);
+      for (let i = 0; i < 7; i++) engine.abort(`${i}`);
+      await engine.idle();
+    },
+    { maxNumQueuedReqs: 3 },
+  );
+  await withEngine(
+    async (engine) => {
+      engine.generate(request(engine, 'a'), () => {});
+      engine.generate(request(engine, 'b'), () => {});
+      assert.throws(() => engine.generate(request(engine, 'c'), never), QueueFullError);
+      engine.generate(request(engine, 'd', {}, PROMPT.slice(0, 5)), () => {});
+      engine.abort('d');
+      await engine.idle();
+      const long = Array.from({ length: 60 }, () => 1);
+      assert.equal((await complete(engine, request(engine, 'e', {}, long))).length, 8);
+    },
+    { maxNumQueuedTokens: 45 },
+  );
+});
+
+test('An abort ends a request, waiting or running, and its blocks are free', async () => {
+  await withEngine(async (engine) => {
+    const endless = { ignoreEos: true, maxTokens: undefined };
+    const all = Array.from({ length: 8 }, (_, i) =>
+      complete(engine, request(engine, `${i}`, endless)),
+    );
+    for (let i = 0; i < 8; i++) engine.abort(`${i}`);
+    engine.abort('unknown');
+    for (const deltas of await Promise.all(all)) {
+      assert.equal(deltas.at(-1)?.finish?.reason, 'abort');
+    }
+    await engine.idle();
+    assert.equal(engine.stats().freeBlocks, engine.info.numBlocks);
+  });
+});
+
+test('Closing ends what is in flight with abort and refuses what comes later', async () => {
+  await withEngine(async (engine) => {
+    const deltas = complete(engine, request(engine, 'a', { maxTokens: 100 }));
+    await engine.close();
+    assert.equal((await deltas).at(-1)?.finish?.reason, 'abort');
+    assert.throws(() => engine.generate(request(engine, 'b'), never), {
+      code: 'engine_closed',
+    });
+    engine.abort('a');
+    await engine.idle();
+    await engine.close();
+  });
+});
+
+test('When the thread dies every request ends with an error and `failed` rejects', async () => {
+  const engine = await connectEngine(new Worker(WORKER));
+  const innocent = complete(engine, request(engine, 'a', { n: 2, temperature: 1, maxTokens: 100 }));
+  const guilty = complete(engine, request(engine, 'b', {}, [63, 1]));
+  await assert.rejects(engine.failed, /the thread dies/);
+  const ends = (await innocent).filter(({ finish }) => finish);
+  assert.deepEqual(
+    ends.map(({ finish }) => [finish?.reason, finish?.error?.code]),
+    [
+      ['error', 'engine_failed'],
+      ['error', 'engine_failed'],
+    ],
+  );
+  assert.equal((await guilty).at(-1)?.finish?.reason, 'error');
+  assert.throws(() => engine.generate(request(engine, 'c'), never), {
+    code: 'engine_closed',
+  });
+  await engine.idle();
+  await engine.close();
+});
+
+test('What is wrong with options or checkpoint rejects the start with its own error', async () => {
+  const model = `${root}test/goldens/llama-tiny`;
+  await assert.rejects(startEngine({ model: `${root}docs`, device: 'reference' }), ModelError);
+  await assert.rejects(
+    startEngine({ model, blockSize: 20 }),
+    (error) => error instanceof InvalidParameterError && error.param === 'blockSize',
+  );
+  await assert.rejects(startEngine({ model, maxNumSeqs: 10, maxNumBatchedTokens: 5 }), {
+    param: 'maxNumBatchedTokens',
+  });
+  await assert.rejects(startEngine({ model, device: 'reference', kvCacheMemory: 100 }), {
+    code: 'memory_plan',
+  });
+});

@@ -1,0 +1,63 @@
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { STORIES } from '../helpers/goldens.js';
+import { root } from '../helpers/root.js';
+import { temporaryModel } from '../helpers/tiny-model.js';
+
+function millrace(...args: string[]): { status: number | null; stdout: string; stderr: string } {
+  const command = [join(root, 'bin/millrace.js'), ...args];
+  return spawnSync(process.execPath, command, { encoding: 'utf8', timeout: 60_000 });
+}
+
+test('quantize writes a checkpoint and eval says what it lost', (t) => {
+  const folder = temporaryModel(t, {});
+  const [target, report] = [join(folder, 'int8'), join(folder, 'report.json')];
+  const made = millrace('quantize', STORIES, target, '--scheme', 'int8');
+  assert.equal(made.status, 0, made.stderr);
+  assert.match(made.stdout, /56 matrices to int8 \(rtn\).*13\.3 MiB before, 7\.7 MiB after/);
+  const args = ['--against', STORIES, '--max-tokens', '2000', '--output-json', report];
+  const judged = millrace('eval', target, ...args);
+  assert.equal(judged.status, 0, judged.stderr);
+  assert.match(judged.stdout, /mean KL, nats/);
+  const { klMean, tokens, perplexityIncrease } = JSON.parse(readFileSync(report, 'utf8'));
+  assert.ok(tokens > 1900);
+  assert.ok(klMean.value > 0 && klMean.value < 0.004, `KL ${klMean.value}`);
+  assert.ok(Math.abs(perplexityIncrease.value) < 0.01);
+  const refused = millrace('eval', target, ...args, '--max-quality-loss', 'kl=1e-6');
+  assert.equal(refused.status, 1);
+  assert.match(refused.stderr, /mean KL divergence of 0\.00\d+ .*above the 0\.00000100/);
+});
+
+test('quantize deletes a checkpoint that lost more than it may', (t) => {
+  const target = join(temporaryModel(t, {}), 'int4');
+  const args = ['--scheme', 'int4-g128', '--method', 'rtn', '--max-quality-loss', 'ppl=0.1%'];
+  const refused = millrace('quantize', STORIES, target, ...args);
+  assert.equal(refused.status, 1, refused.stderr);
+  assert.match(refused.stderr, /rise in perplexity of \d+\.\d+ %.*above the 0\.10 %/);
+  assert.equal(existsSync(target), false);
+});
+
+test('serve refuses a model that lost more than it may, with the number', () => {
+  const args = ['--quantization', 'int4', '--max-quality-loss', 'kl=0.001', '--port', '0'];
+  const refused = millrace('serve', STORIES, ...args);
+  assert.equal(refused.status, 1, refused.stdout);
+  assert.match(refused.stderr, /mean KL divergence of 0\.0\d+/);
+  const idle = millrace('serve', STORIES, '--max-quality-loss', 'kl=0.1', '--port', '0');
+  assert.equal(idle.status, 2);
+  assert.match(idle.stderr, /--quality-base/);
+});
+
+test('A wrong command line is named and ends with 2', () => {
+  const usage = (expected: RegExp, ...args: string[]) => {
+    const { status, stderr } = millrace(...args);
+    assert.equal(status, 2, stderr);
+    assert.match(stderr, expected);
+  };
+  usage(/Usage: millrace quantize/, 'quantize', STORIES);
+  usage(/int8-g32/, 'quantize', STORIES, '/nowhere/x', '--scheme', 'int8-g32');
+  usage(/Usage: millrace eval/, 'eval', STORIES);
+  usage(/kl=NATS/, 'eval', STORIES, '--against', STORIES, '--max-quality-loss', '5');
+});
