@@ -1,0 +1,99 @@
+/**
+ * node-llama-cpp's side. One context holds all streams as sequences; each sequence is driven by
+ * `evaluate`, and the library puts what is pending of all of them into one batch (its guide
+ * "Using batching" and the `sequences` option of `createContext`). The prebuilt binary picks the
+ * kernels of this machine's instruction set itself.
+ */
+import { pathToFileURL } from 'node:url';
+import { now } from '../../src/engine/api.js';
+import {
+  CONTEXT,
+  type Contender,
+  type Settings,
+  type Streams,
+  serveContender,
+  type Workload,
+} from './contender.js';
+
+/** The part of node-llama-cpp's interface that is used here. */
+interface Library {
+  getLlama(options: object): Promise<{
+    systemInfo: string;
+    loadModel(options: { modelPath: string }): Promise<Model>;
+    dispose(): Promise<void>;
+  }>;
+}
+interface Model {
+  createContext(options: object): Promise<Context>;
+}
+interface Context {
+  getSequence(): Sequence;
+  dispose(): Promise<void>;
+}
+interface Sequence {
+  evaluate(
+    tokens: readonly number[],
+    options: { temperature: number; yieldEogToken: boolean },
+  ): AsyncIterable<number>;
+  dispose(): Promise<void>;
+}
+
+const [library, version, modelPath, threads] = process.argv.slice(2);
+
+await serveContender(async (): Promise<Contender> => {
+  const { getLlama } = (await import(pathToFileURL(library).href)) as Library;
+  const llama = await getLlama({
+    gpu: false,
+    build: 'never',
+    skipDownload: true,
+    progressLogs: false,
+    logLevel: 'error',
+    maxThreads: Number(threads),
+  });
+  const model = await llama.loadModel({ modelPath });
+  const features = llama.systemInfo.match(/[A-Z0-9_]+(?= = 1)/g) ?? [];
+  let context: Context | undefined;
+  let made = '';
+  return {
+    description: `node-llama-cpp ${version}: ${features.join(' ')}`,
+    prepare,
+    async run(workload, settings) {
+      await prepare(workload.prompts.length, settings);
+      return await run(context!, workload);
+    },
+    close: () => llama.dispose(),
+  };
+
+  async function prepare(streams: number, settings: Settings): Promise<void> {
+    const wanted = JSON.stringify([streams, settings]);
+    if (made === wanted) return;
+    await context?.dispose();
+    context = await model.createContext({
+      sequences: streams,
+      contextSize: CONTEXT,
+      batchSize: settings.batchSize,
+      flashAttention: settings.flashAttention,
+      threads: settings.threads,
+    });
+    made = wanted;
+  }
+});
+
+async function run(context: Context, { prompts, outputTokens }: Workload): Promise<Streams> {
+  const sequences = prompts.map(() => context.getSequence());
+  const tokens: number[][] = prompts.map(() => []);
+  const times: number[][] = prompts.map(() => []);
+  const start = now();
+  await Promise.all(
+    sequences.map(async (sequence, stream) => {
+      const options = { temperature: 0, yieldEogToken: true };
+      for await (const token of sequence.evaluate(prompts[stream], options)) {
+        tokens[stream].push(token);
+        times[stream].push(now());
+        if (tokens[stream].length === outputTokens) break;
+      }
+    }),
+  );
+  await Promise.all(sequences.map((sequence) => sequence.dispose()));
+  return { start, tokens, times };
+}

@@ -1,0 +1,86 @@
+/** The measured runs: all contenders on the same prompts, in turn, at each number of streams. */
+import { SeededRandom } from '../../src/bench/seeded-random.js';
+import type { Contender, Settings, Workload } from './contender.js';
+import { type Choices, fastestSettings } from './fastest-settings.js';
+import { type Rates, rates } from './rates.js';
+
+/** Output tokens of the runs that find a contender's settings. */
+const TRIAL_TOKENS = 24;
+
+export interface RaceOptions {
+  streamCounts: readonly number[];
+  inputTokens: number;
+  outputTokens: number;
+  runs: number;
+  /** Random prompts are below it. */
+  vocabSize: number;
+  /** What a contender may be run with; the fastest is found for each number of streams. */
+  choices(contender: string): Choices;
+  onProgress?(text: string): void;
+}
+
+/** A contender's rates in one run. */
+export interface Measurement extends Rates {
+  contender: string;
+  streams: number;
+  run: number;
+  settings: Settings;
+  /** Prompts whose first token is that of the first contender. */
+  firstTokensEqual: number;
+}
+
+export async function race(
+  contenders: ReadonlyMap<string, Contender>,
+  options: RaceOptions,
+): Promise<Measurement[]> {
+  const { streamCounts, outputTokens, runs, choices, onProgress = () => {} } = options;
+  const random = new SeededRandom(1);
+  const chosen = new Map<string, Settings>();
+  for (const streams of streamCounts) {
+    for (const [name, contender] of contenders) {
+      onProgress(`${streams} streams: settings of ${name}`);
+      const trial = workload(random, options, streams, Math.min(TRIAL_TOKENS, outputTokens));
+      const settings = await fastestSettings(contender, choices(name), trial);
+      chosen.set(`${name} ${streams}`, settings);
+    }
+  }
+  const measurements: Measurement[] = [];
+  for (let run = 0; run < runs; run++) {
+    for (const streams of streamCounts) {
+      const task = workload(random, options, streams, outputTokens);
+      const firsts = new Map<string, number[]>();
+      // Who goes first changes from run to run.
+      const order = [...contenders].map((_, i, all) => all[(i + run) % all.length]);
+      const measured: Measurement[] = [];
+      for (const [name, contender] of order) {
+        onProgress(`run ${run + 1} of ${runs}, ${streams} streams: ${name}`);
+        const settings = chosen.get(`${name} ${streams}`)!;
+        await contender.prepare?.(streams, settings);
+        const result = await contender.run(task, settings);
+        firsts.set(
+          name,
+          result.tokens.map(([first]) => first),
+        );
+        const found = rates(result, streams * options.inputTokens);
+        measured.push({ contender: name, streams, run, settings, ...found, firstTokensEqual: 0 });
+      }
+      const [ours] = contenders.keys();
+      for (const one of measured) {
+        const tokens = firsts.get(one.contender)!;
+        one.firstTokensEqual = tokens.filter((t, i) => t === firsts.get(ours)![i]).length;
+      }
+      measurements.push(...measured);
+    }
+  }
+  return measurements;
+}
+
+function workload(
+  random: SeededRandom,
+  { inputTokens, vocabSize }: RaceOptions,
+  streams: number,
+  outputTokens: number,
+): Workload {
+  const prompt = () => Array.from({ length: inputTokens }, () => random.integer(0, vocabSize));
+  return { prompts: Array.from({ length: streams }, prompt), outputTokens };
+}
