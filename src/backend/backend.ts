@@ -33,6 +33,17 @@ export interface Backend {
   readonly name: string;
   /** Bytes of KV cache of one block over all layers; `dtype` is that of the weight source, or int8. */
   kvBytesPerBlock(program: Program, blockSize: number, dtype: DType | 'int8'): number;
+  /** Bytes of the device's own memory; absent where the executor uses the machine's. */
+  memory?(): { total: number; free: number };
+  /**
+   * What `createRunner` will allocate besides the KV cache, before anything is: `reserve` is what
+   * the device's libraries take on top, a stated estimate. Absent where nobody needs to know.
+   */
+  fixedBytes?(
+    program: Program,
+    weights: WeightSource,
+    limits: Omit<RunnerOptions, 'numBlocks'>,
+  ): { weights: number; workspace: number; reserve: number };
   /** Loads the weights and allocates everything. `onProgress` is called with the share done, 0 to 1. */
   createRunner(
     program: Program,
@@ -53,6 +64,16 @@ export interface ModelRunner {
    * rows whose logits are not finite come back as token -1 and disturb no other row.
    */
   step(batch: StepBatch): StepResult;
+  /** Whether `submit` and `collect` are there: the next step can be prepared while one runs. */
+  readonly overlaps?: true;
+  /**
+   * Starts a step and returns at once; what `batch` holds has been taken. At most two submitted
+   * steps are uncollected. A token of the batch may be `-1 - r`: the one drawn in row r of the step
+   * submitted before this one, which the host need not have seen. Throws as `step` does.
+   */
+  submit?(batch: StepBatch): void;
+  /** Waits for the oldest uncollected step. The result is valid until the next call of `collect`. */
+  collect?(): StepResult;
   /** Frees native memory; the runner cannot be used afterwards. */
   close(): void;
 }
@@ -65,7 +86,7 @@ export interface StepBatch {
   numTokens: number;
   numSeqs: number;
   numRows: number;
-  /** `[T]` token ids, sequence after sequence. */
+  /** `[T]` token ids, sequence after sequence; `ModelRunner.submit` says what negative ones mean. */
   tokens: Int32Array;
   /** `[T]` position of each token in its sequence, from 0. */
   positions: Int32Array;

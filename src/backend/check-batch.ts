@@ -8,8 +8,16 @@
 import type { Program } from '../model/program.js';
 import { MAX_LOGPROBS, type RunnerOptions, type SamplingBatch, type StepBatch } from './backend.js';
 
-/** Throws `RangeError` if executing `batch` could touch memory outside what `options` allocated. */
-export function checkBatch(program: Program, options: RunnerOptions, batch: StepBatch): void {
+/**
+ * Throws `RangeError` if executing `batch` could touch memory outside what `options` allocated.
+ * `previousRows` are the rows whose drawn tokens the batch may name (`ModelRunner.submit`).
+ */
+export function checkBatch(
+  program: Program,
+  options: RunnerOptions,
+  batch: StepBatch,
+  previousRows = 0,
+): void {
   const { numTokens, numSeqs, numRows, numCopies } = batch;
   count('numTokens', numTokens, 1, options.maxTokens);
   count('numSeqs', numSeqs, 1, Math.min(options.maxSeqs, numTokens));
@@ -23,13 +31,18 @@ export function checkBatch(program: Program, options: RunnerOptions, batch: Step
   atLeast('blockTableStart', batch.blockTableStart, numSeqs + 1);
   atLeast('rows', batch.rows, numRows);
   atLeast('copies', batch.copies, 2 * numCopies);
-  checkSequences(program, options, batch);
+  checkSequences(program, options, batch, previousRows);
   checkRows(batch);
   for (let i = 0; i < 2 * numCopies; i++) inRange('copies', i, batch.copies[i], options.numBlocks);
   checkSampling(program.vocabSize, numRows, batch.sampling);
 }
 
-function checkSequences(program: Program, options: RunnerOptions, batch: StepBatch): void {
+function checkSequences(
+  program: Program,
+  options: RunnerOptions,
+  batch: StepBatch,
+  previousRows: number,
+): void {
   const { blockSize, numBlocks, maxModelLen } = options;
   const { tokens, positions, slots, queryStart, contextLens, blockTables, blockTableStart } = batch;
   if (queryStart[0] !== 0) fail('queryStart', 0, queryStart[0], '0');
@@ -54,7 +67,10 @@ function checkSequences(program: Program, options: RunnerOptions, batch: StepBat
     }
     for (let i = table; i < tableEnd; i++) inRange('blockTables', i, blockTables[i], numBlocks);
     for (let t = from; t < to; t++) {
-      inRange('tokens', t, tokens[t], program.vocabSize);
+      const token = tokens[t];
+      if (token < -previousRows || token >= program.vocabSize) {
+        fail('tokens', t, token, `${-previousRows} to ${program.vocabSize - 1}`);
+      }
       const position = context - to + t;
       if (positions[t] !== position) fail('positions', t, positions[t], String(position));
       const block = blockTables[table + Math.floor(position / blockSize)];

@@ -43,6 +43,16 @@ test('A row may stand several times, for several choices', () => {
   checkBatch(PROGRAM, OPTIONS, batch);
 });
 
+test('Tokens drawn in rows of the step before pass where there was such a step', () => {
+  const batch = valid();
+  batch.tokens[3] = -2;
+  checkBatch(PROGRAM, OPTIONS, batch, 2);
+  assert.throws(() => checkBatch(PROGRAM, OPTIONS, batch, 1), {
+    name: 'RangeError',
+    message: /tokens\[3\] is -2, expected -1 to 99/,
+  });
+});
+
 const BREAKAGES: [RegExp, (batch: StepBatch) => void][] = [
   [
     /numTokens is 33/,
