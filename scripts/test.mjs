@@ -18,7 +18,23 @@ let passed = 0;
 let failed = 0;
 let skipped = 0;
 const isFile = (event) => event.name.endsWith('.test.js');
-const stream = run({ files, concurrency: 2, timeout: 600_000 });
+const FILE_TIMEOUT_MS = 240_000;
+const stream = run({ files, concurrency: 2, timeout: FILE_TIMEOUT_MS });
+// A file that hangs is killed, and its own report dies with it: who began and never ended is known here.
+const open = new Map();
+const key = ({ file, line, column, nesting, name }) => [file, line, column, nesting, name].join();
+stream.on('test:dequeue', (event) => open.set(key(event), event));
+for (const end of ['test:pass', 'test:fail']) {
+  stream.on(end, (event) => {
+    open.delete(key(event));
+    if (!isFile(event)) return;
+    for (const [id, { file, name }] of open) {
+      if (file !== event.name && file !== event.file) continue;
+      console.log(`HANGS: "${name}" in ${file} had not ended when the file did`);
+      open.delete(id);
+    }
+  });
+}
 stream.on('test:pass', (event) => {
   if (event.details.type === 'suite' || isFile(event)) return;
   if (event.skip !== undefined || event.todo !== undefined) skipped++;

@@ -1,0 +1,94 @@
+#!/usr/bin/env node
+// Compiles native/cuda into build/millrace-cuda.node, and with --checks the kernels' own check
+// programs (test/cuda/check_*.cu) into build/cuda-checks. Needs the CUDA toolkit, no GPU.
+import { existsSync, readdirSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { nodeHeaders } from './build-native.mjs';
+import { architectures, CUBLAS_ADVICE, findCublasHeader, findToolkit } from './cuda-toolkit.mjs';
+import { buildTargets, linked, object, root } from './incremental-build.mjs';
+
+const args = process.argv.slice(2);
+const unknown = args.find((arg) => arg !== '--checks');
+if (unknown !== undefined) stop(`Unknown argument ${unknown}; the only one is --checks.`);
+
+const toolkit = findToolkit();
+if (toolkit.missing) stop(toolkit.missing);
+const cublas = findCublasHeader(toolkit);
+if (!cublas) stop(CUBLAS_ADVICE);
+const { nvcc } = toolkit;
+const codes = archs();
+
+const common = [
+  ...[
+    nvcc,
+    '-std=c++17',
+    '-O3',
+    '-Xcompiler=-fPIC,-fvisibility=hidden',
+    '-Inative',
+    '-Inative/cuda',
+  ],
+  // After the toolkit's own: a Python package may have headers of another version beside this one.
+  ...[`-I${nodeHeaders()}`, `-Xcompiler=-idirafter,${cublas}`],
+];
+const kernels = ['-lineinfo', '--expt-relaxed-constexpr', ...codes];
+
+const sources = ['native', 'native/cuda']
+  .flatMap((folder) => files(folder))
+  .filter((path) => path.endsWith('.cu') || /cuda\b.*\.cpp$/.test(path));
+const objects = sources.map(compiled);
+const addon = linked('millrace-cuda.node', objects, (inputs, output) => [
+  ...[nvcc, '-shared', '-cudart=static', ...codes, ...inputs, '-o', output, '-ldl', '-lpthread'],
+]);
+// What a check does not call is left out of it, so the executor need not link without Node.
+const library = linked('cuda/kernels.a', objects.filter(isKernel), (inputs, output) => [
+  ...['ar', 'rcs', output, ...inputs],
+]);
+const checks = files('test/cuda')
+  .filter((path) => /\/check_[a-z]+\.cu$/.test(path))
+  .map((path) => {
+    const name = `cuda-checks/${path.split('/').at(-1).replace('.cu', '')}`;
+    const parts = [compiled(path), ...library.objects];
+    return linked(name, parts, ([own], output) => [
+      ...[nvcc, '-cudart=static', ...codes, own, library.output, '-o', output, '-ldl', '-lpthread'],
+    ]);
+  });
+
+await buildTargets({
+  what: `CUDA code (${codes.map((code) => code.split(',code=')[1]).join(', ')})`,
+  targets: [addon, ...(args.includes('--checks') ? [library, ...checks] : [])],
+  prepare: () => {},
+  // Few files on many cores: the GPUs of one file side by side.
+  extra: (stale) => [`--threads=${Math.max(1, Math.floor(availableParallelism() / stale.length))}`],
+  verbose: true,
+});
+
+function compiled(source) {
+  const own = source.endsWith('.cu') ? kernels : [];
+  return object(source, [...common, ...own, '-c', source], 'cuda');
+}
+
+function isKernel({ source }) {
+  return source.endsWith('.cu');
+}
+
+function files(folder) {
+  const path = join(root, folder);
+  if (!existsSync(path)) return [];
+  return readdirSync(path)
+    .sort()
+    .map((name) => `${folder}/${name}`);
+}
+
+function archs() {
+  try {
+    return architectures(toolkit.version, process.env.CUDA_ARCHS);
+  } catch (error) {
+    return stop(error.message);
+  }
+}
+
+function stop(message) {
+  console.error(`millrace: the CUDA code cannot be built: ${message}`);
+  process.exit(1);
+}
