@@ -2,8 +2,10 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { type IncomingMessage, request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { test } from 'node:test';
 import { root } from '../helpers/root.js';
 import { until } from '../helpers/test-server.js';
@@ -28,6 +30,23 @@ function start(...args: string[]) {
 async function run(...args: string[]): Promise<{ code: number | null; out: string; err: string }> {
   const started = start(...args);
   return { code: await started.exited, out: started.out, err: started.err };
+}
+
+/** Begins to post a completion: once this resolves the server has the header and waits for the body. */
+async function beginCompletion(url: string, headers: Record<string, string> = {}) {
+  const sent = request(`${url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json', expect: '100-continue', ...headers },
+  });
+  sent.flushHeaders();
+  await once(sent, 'continue');
+  return {
+    async finish(body: unknown): Promise<{ status?: number; body: string }> {
+      sent.end(JSON.stringify(body));
+      const [response] = (await once(sent, 'response')) as [IncomingMessage];
+      return { status: response.statusCode, body: await text(response) };
+    },
+  };
 }
 
 /** A server of stories-7m on a free port, small enough to start at once. */
@@ -145,11 +164,10 @@ test('serve prints the plan, answers under the name given, and drains on SIGTERM
       max_tokens: 300,
       ignore_eos: true,
     };
-    const running = post('/v1/completions', body);
-    await until(() => server.out.includes('listening'), 'start');
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    const running = await beginCompletion(url, { authorization: 'Bearer secret' });
     server.child.kill('SIGTERM');
-    const answer = (await (await running).json()) as { choices: { text: string }[]; usage: object };
+    await until(() => server.err.includes('SIGTERM'), 'the signal');
+    const answer = JSON.parse((await running.finish(body)).body) as { choices: { text: string }[] };
     assert.match(answer.choices[0].text, /^, there was a little girl/);
     assert.equal(await server.exited, 0);
     assert.match(server.err, /^SIGTERM: finishing 1 request, at most 30 s$/m);
@@ -163,13 +181,10 @@ test('serve prints the plan, answers under the name given, and drains on SIGTERM
 test('requests that outlast --shutdown-timeout are dropped, counted, and make the exit code 1', async () => {
   const { url, server } = await startServe('--shutdown-timeout', '0.1');
   try {
-    const body = JSON.stringify({ prompt: ['a', 'b'], n: 16, max_tokens: 2000, ignore_eos: true });
-    const running = fetch(`${url}/v1/completions`, {
-      method: 'POST',
-      headers: { 'content-type': 'application/json' },
-      body,
-    });
-    await new Promise((resolve) => setTimeout(resolve, 200));
+    const body = { prompt: ['a', 'b'], n: 16, max_tokens: 2000, ignore_eos: true };
+    const running = (await beginCompletion(url)).finish(body);
+    const metrics = async () => (await fetch(`${url}/metrics`)).text();
+    while (!/^vllm:num_requests_running\S* [1-9]/m.test(await metrics()));
     server.child.kill('SIGINT');
     assert.equal((await running).status, 503);
     assert.equal(await server.exited, 1);

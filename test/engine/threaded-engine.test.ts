@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
-import type { Delta, Engine, EngineRequest, StepReport } from '../../src/engine/api.js';
+import type { Delta, Engine, EngineInfo, EngineRequest, StepReport } from '../../src/engine/api.js';
 import { type SamplingParams, samplingParams } from '../../src/engine/sampling-params.js';
 import { connectEngine, startEngine } from '../../src/engine/start-engine.js';
 import type { RequestLimits } from '../../src/engine/threaded-engine.js';
@@ -11,11 +11,16 @@ import { root } from '../helpers/root.js';
 const WORKER = new URL('../helpers/fake-engine-worker.js', import.meta.url);
 const PROMPT = Array.from({ length: 20 }, (_, i) => i);
 
+/** Requests that nobody sees the end of, however much faster the engine's thread is than this one. */
+const ENDLESS = { ignoreEos: true, maxTokens: undefined };
+const ENDLESS_CONTEXT: Partial<EngineInfo> = { maxModelLen: 2 ** 20, numBlocks: 2 ** 19 };
+
 async function withEngine(
   use: (engine: Engine) => Promise<void>,
   limits: RequestLimits = {},
+  info: Partial<EngineInfo> = {},
 ): Promise<void> {
-  const engine = await connectEngine(new Worker(WORKER), limits);
+  const engine = await connectEngine(new Worker(WORKER, { workerData: info }), limits);
   try {
     await use(engine);
   } finally {
@@ -34,6 +39,18 @@ function request(
 }
 
 const never = (): void => assert.fail('a delta of a request that was refused');
+
+/** Resolves with the first report of a step for which `holds`; rejects if the engine dies before. */
+function stepWhere(engine: Engine, holds: (report: StepReport) => boolean): Promise<unknown> {
+  const reported = new Promise<StepReport>((resolve) => {
+    const stop = engine.onStep((report) => {
+      if (!holds(report)) return;
+      stop();
+      resolve(report);
+    });
+  });
+  return Promise.race([reported, engine.failed]);
+}
 
 /** Runs a request to its last finish. */
 function complete(engine: Engine, one: EngineRequest): Promise<Delta[]> {
@@ -129,16 +146,21 @@ test('The queue takes what an idle engine has seats for and as many more as may 
       await Promise.all(finished);
       for (let i = 0; i < all; i++) finished.push(complete(engine, request(engine, `${i}`)));
       await Promise.all(finished);
-
-      const endless = { ignoreEos: true, maxTokens: undefined };
-      for (let i = 0; i < 4; i++) engine.generate(request(engine, `${i}`, endless), () => {});
-      while (engine.stats().running < 4) await new Promise((resolve) => setImmediate(resolve));
-      for (let i = 4; i < 7; i++) engine.generate(request(engine, `${i}`, endless), () => {});
+    },
+    { maxNumQueuedReqs: 3 },
+  );
+  await withEngine(
+    async (engine) => {
+      const allRun = stepWhere(engine, ({ stats }) => stats.running === 4);
+      for (let i = 0; i < 4; i++) engine.generate(request(engine, `${i}`, ENDLESS), () => {});
+      await allRun;
+      for (let i = 4; i < 7; i++) engine.generate(request(engine, `${i}`, ENDLESS), () => {});
       assert.throws(() => engine.generate(request(engine, '7'), never), QueueFullError);
       for (let i = 0; i < 7; i++) engine.abort(`${i}`);
       await engine.idle();
     },
     { maxNumQueuedReqs: 3 },
+    ENDLESS_CONTEXT,
   );
   await withEngine(
     async (engine) => {
@@ -156,38 +178,45 @@ test('The queue takes what an idle engine has seats for and as many more as may 
 });
 
 test('An abort ends a request, waiting or running, and its blocks are free', async () => {
-  await withEngine(async (engine) => {
-    const endless = { ignoreEos: true, maxTokens: undefined };
-    const all = Array.from({ length: 8 }, (_, i) =>
-      complete(engine, request(engine, `${i}`, endless)),
-    );
-    for (let i = 0; i < 8; i++) engine.abort(`${i}`);
-    engine.abort('unknown');
-    for (const deltas of await Promise.all(all)) {
-      assert.equal(deltas.at(-1)?.finish?.reason, 'abort');
-    }
-    await engine.idle();
-    assert.equal(engine.stats().freeBlocks, engine.info.numBlocks);
-  });
+  await withEngine(
+    async (engine) => {
+      const all = Array.from({ length: 8 }, (_, i) =>
+        complete(engine, request(engine, `${i}`, ENDLESS)),
+      );
+      for (let i = 0; i < 8; i++) engine.abort(`${i}`);
+      engine.abort('unknown');
+      for (const deltas of await Promise.all(all)) {
+        assert.equal(deltas.at(-1)?.finish?.reason, 'abort');
+      }
+      await engine.idle();
+      assert.equal(engine.stats().freeBlocks, engine.info.numBlocks);
+    },
+    {},
+    ENDLESS_CONTEXT,
+  );
 });
 
 test('Closing ends what is in flight with abort and refuses what comes later', async () => {
-  await withEngine(async (engine) => {
-    const deltas = complete(engine, request(engine, 'a', { maxTokens: 100 }));
-    await engine.close();
-    assert.equal((await deltas).at(-1)?.finish?.reason, 'abort');
-    assert.throws(() => engine.generate(request(engine, 'b'), never), {
-      code: 'engine_closed',
-    });
-    engine.abort('a');
-    await engine.idle();
-    await engine.close();
-  });
+  await withEngine(
+    async (engine) => {
+      const deltas = complete(engine, request(engine, 'a', ENDLESS));
+      await engine.close();
+      assert.equal((await deltas).at(-1)?.finish?.reason, 'abort');
+      assert.throws(() => engine.generate(request(engine, 'b'), never), {
+        code: 'engine_closed',
+      });
+      engine.abort('a');
+      await engine.idle();
+      await engine.close();
+    },
+    {},
+    ENDLESS_CONTEXT,
+  );
 });
 
 test('When the thread dies every request ends with an error and `failed` rejects', async () => {
-  const engine = await connectEngine(new Worker(WORKER));
-  const innocent = complete(engine, request(engine, 'a', { n: 2, temperature: 1, maxTokens: 100 }));
+  const engine = await connectEngine(new Worker(WORKER, { workerData: ENDLESS_CONTEXT }));
+  const innocent = complete(engine, request(engine, 'a', { ...ENDLESS, n: 2, temperature: 1 }));
   const guilty = complete(engine, request(engine, 'b', {}, [63, 1]));
   await assert.rejects(engine.failed, /the thread dies/);
   const ends = (await innocent).filter(({ finish }) => finish);

@@ -33,8 +33,10 @@ test('/metrics counts requests, tokens and times under the names of vLLM', async
   } as never)) as unknown as AsyncIterable<unknown>;
   for await (const _ of stream) break;
   await until(() => engine.aborts.length === 1 && engine.stats().running === 0, 'abort');
-  await new Promise((resolve) => setTimeout(resolve, 10));
-  const samples = await scrape(url);
+  let samples = await scrape(url);
+  while (samples.get('vllm:request_success_total{finished_reason="abort"}') === 0) {
+    samples = await scrape(url);
+  }
   const value = (name: string): number => samples.get(name) ?? assert.fail(`no ${name}`);
   assert.equal(value('vllm:request_success_total{finished_reason="stop"}'), 1);
   assert.equal(value('vllm:request_success_total{finished_reason="length"}'), 1);
