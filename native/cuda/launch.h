@@ -1,0 +1,49 @@
+// One way to launch the small kernels, so that programmatic dependent launch is decided in one place.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "check.h"
+
+namespace millrace::cuda {
+
+// Programmatic dependent launch (CUDA programming guide, "Programmatic Dependent Launch and
+// Synchronization"): a kernel's blocks are set up while the kernel before it drains. Safe only
+// because every kernel launched here calls waitForPrevious() in every thread before it touches
+// memory that another kernel writes: the end of a kernel then implies the end of all before it.
+// Compute capability 9.0 and up; legal in stream capture (CUDA 12.3+). Off until it is turned on.
+inline bool overlapLaunches = false;
+
+__device__ __forceinline__ void waitForPrevious() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Compute capability, major, of the current device.
+inline int computeMajor() {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+        "cudaDeviceGetAttribute");
+  return major;
+}
+
+template <class... Params, class... Args>
+void launch(const char* name, void (*kernel)(Params...), dim3 grid, int threads, size_t sharedBytes,
+            cudaStream_t stream, Args... args) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = sharedBytes;
+  config.stream = stream;
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  if (overlapLaunches && computeMajor() >= 9) {
+    config.attrs = &overlap;
+    config.numAttrs = 1;
+  }
+  check(cudaLaunchKernelEx(&config, kernel, Params(args)...), name);
+}
+
+}  // namespace millrace::cuda
