@@ -9,23 +9,17 @@
  * core.add(request);
  * while (core.hasWork) readDeltas(core.step(), (handle, delta) => ...);
  */
-import { MAX_LOGPROBS, type ModelRunner, type StepResult } from '../backend/backend.js';
-import { GenerationError, MillraceError } from '../errors.js';
-import {
-  type EngineStats,
-  type Finish,
-  type FinishReason,
-  now,
-  type StepReport,
-  type TokenLogprob,
-} from './api.js';
+import type { ModelRunner } from '../backend/backend.js';
+import { type EngineStats, now, type StepReport } from './api.js';
 import { BlockManager } from './block-manager.js';
+import { Endings } from './endings.js';
 import type { Batching, KvReservation, SchedulingPolicy } from './policy.js';
 import { Scheduler } from './scheduler.js';
 import { randomSeed } from './seed.js';
 import { type NewRequest, Request, Sequence } from './sequence.js';
-import { promptRows, StepBatchBuilder } from './step-batch.js';
-import { DeltaWriter, deltaDetail, type StepOutput } from './step-output.js';
+import { StepBatchBuilder } from './step-batch.js';
+import { DeltaWriter, type StepOutput } from './step-output.js';
+import { StepResults } from './step-results.js';
 
 export interface EngineCoreOptions {
   /** As the runner was made with. */
@@ -52,16 +46,14 @@ export interface EngineCoreOptions {
 export class EngineCore {
   readonly #runner: ModelRunner;
   readonly #maxModelLen: number;
-  readonly #eos: ReadonlySet<number>;
   readonly #blocks: BlockManager;
   readonly #scheduler: Scheduler;
   readonly #builder: StepBatchBuilder;
-  readonly #requests = new Map<number, Request>();
   readonly #writer = new DeltaWriter();
+  readonly #endings: Endings;
+  readonly #results: StepResults;
   #started: number[] = [];
   #arrivals = 0;
-  #promptTokens = 0;
-  #generationTokens = 0;
   #steps = 0;
   /** Of the current step: tokens computed, time in the runner and in making its batches. */
   #stepTokens = 0;
@@ -71,7 +63,6 @@ export class EngineCore {
   constructor(runner: ModelRunner, options: EngineCoreOptions) {
     this.#runner = runner;
     this.#maxModelLen = options.maxModelLen;
-    this.#eos = new Set(options.eosTokenIds);
     this.#blocks = new BlockManager(options);
     this.#scheduler = new Scheduler(this.#blocks, {
       maxNumSeqs: options.maxNumSeqs,
@@ -82,7 +73,13 @@ export class EngineCore {
       reservedTokens: options.kvReservation === 'worst-case' ? options.maxModelLen : 0,
     });
     const limits = { maxTokens: options.maxNumBatchedTokens, maxSeqs: options.maxNumSeqs };
-    this.#builder = new StepBatchBuilder({ ...options, ...limits }, this.#eos);
+    const eosTokens = new Set(options.eosTokenIds);
+    this.#builder = new StepBatchBuilder({ ...options, ...limits }, eosTokens);
+    this.#endings = new Endings(this.#scheduler, this.#blocks, this.#writer);
+    this.#results = new StepResults(this.#scheduler, this.#endings, this.#writer, {
+      eosTokens,
+      maxModelLen: options.maxModelLen,
+    });
   }
 
   /** Whether a step would do anything: compute, or report what ended outside a step. */
@@ -100,31 +97,32 @@ export class EngineCore {
     );
     const sequence = new Sequence(request, 0, this.#maxModelLen);
     request.sequences.push(sequence);
-    this.#requests.set(request.handle, request);
+    this.#endings.requests.set(request.handle, request);
     this.#scheduler.add(sequence);
   }
 
   /** Ends a request, or one choice of it. Its blocks are free at once. */
   abort(handle: number, index?: number): void {
-    const request = this.#requests.get(handle);
+    const request = this.#endings.requests.get(handle);
     if (!request) return;
     const [leader] = request.sequences;
     if (index !== undefined && leader.pendingForks > 0) {
       // The choices still share the computation of the prompt; each ends when it is on its own.
       if (index < request.params.n) request.unwanted.add(index);
-      if (request.unwanted.size === request.params.n) this.#endAll(request, 'abort');
+      if (request.unwanted.size === request.params.n) this.#endings.endAll(request, 'abort');
       return;
     }
     if (index === undefined) {
-      this.#endAll(request, 'abort');
+      this.#endings.endAll(request, 'abort');
     } else {
       const sequence = request.sequences.find((each) => each.index === index);
-      if (sequence) this.#end(sequence, 'abort');
+      if (sequence) this.#endings.end(sequence, 'abort');
     }
   }
 
   abortAll(): void {
-    for (const request of [...this.#requests.values()]) this.#endAll(request, 'abort');
+    for (const request of [...this.#endings.requests.values()])
+      this.#endings.endAll(request, 'abort');
   }
 
   /** One iteration. Whatever the runner does, every sequence in it goes on or ends with an error. */
@@ -164,8 +162,8 @@ export class EngineCore {
       preemptions: this.#scheduler.preemptions,
       prefixQueries: this.#scheduler.prefixQueries,
       prefixHits: this.#scheduler.prefixHits,
-      promptTokens: this.#promptTokens,
-      generationTokens: this.#generationTokens,
+      promptTokens: this.#results.promptTokens,
+      generationTokens: this.#results.generationTokens,
       steps: this.#steps,
     };
   }
@@ -180,7 +178,7 @@ export class EngineCore {
       this.#runAndApply(sequences, this.#blocks.copies);
     } catch (error) {
       if (sequences.length > 1) this.#computeOneByOne(sequences);
-      else this.#fail(sequences[0], error);
+      else this.#endings.fail(sequences[0], error);
     }
   }
 
@@ -196,7 +194,7 @@ export class EngineCore {
         this.#runAndApply([sequence], copies);
         copies = [];
       } catch (error) {
-        this.#fail(sequence, error);
+        this.#endings.fail(sequence, error);
       }
     }
   }
@@ -210,127 +208,7 @@ export class EngineCore {
     const end = now();
     this.#runMs += end - start;
     this.#stepTokens += batch.numTokens;
-    let row = 0;
-    for (const sequence of sequences) row = this.#apply(sequence, result, row, end);
-  }
-
-  /** Takes over what a step computed for one sequence; returns the row after its last. */
-  #apply(sequence: Sequence, result: StepResult, firstRow: number, time: number): number {
-    const { request } = sequence;
-    let row = firstRow;
-    const [from, to] = promptRows(sequence);
-    const drawn = sequence.scheduled === sequence.remaining;
-    const end = row + to - from + (drawn ? sequence.seats : 0);
-    for (let i = row; i < end; i++) {
-      if (result.tokens[i] !== -1) continue;
-      const error = new GenerationError('The model gave no finite logits for this request');
-      this.#fail(sequence, error);
-      return end;
-    }
-    for (let i = from; i < to; i++) {
-      const count = request.params.promptLogprobs!;
-      request.promptLogprobs!.push(tokenLogprob(result, row++, count));
-    }
-    this.#scheduler.computed(sequence);
-    if (!drawn) return end;
-    if (request.timing.firstToken === 0) {
-      request.timing.firstToken = time;
-      this.#promptTokens += request.prompt.length;
-    }
-    if (sequence.pendingForks === 0) {
-      this.#take(sequence, result, row, time);
-      return end;
-    }
-    for (const choice of [sequence, ...this.#fork(sequence)]) {
-      if (request.unwanted.delete(choice.index)) this.#end(choice, 'abort');
-      else this.#take(choice, result, row, time);
-      row++;
-    }
-    return end;
-  }
-
-  /** Makes the choices that waited for the prompt; they share its blocks. */
-  #fork(leader: Sequence): Sequence[] {
-    const forks: Sequence[] = [];
-    while (leader.pendingForks > 0) {
-      const fork = new Sequence(leader.request, forks.length + 1, this.#maxModelLen);
-      leader.request.sequences.push(fork);
-      this.#scheduler.fork(leader, fork);
-      forks.push(fork);
-    }
-    return forks;
-  }
-
-  /** Appends the token drawn in `row` and reports it; ends the sequence where it is time. */
-  #take(sequence: Sequence, result: StepResult, row: number, time: number): void {
-    const { request } = sequence;
-    const { params } = request;
-    const token = result.tokens[row];
-    sequence.append(token);
-    this.#generationTokens++;
-    let finish: Finish | undefined;
-    if (params.stopTokenIds.includes(token) || (!params.ignoreEos && this.#eos.has(token))) {
-      finish = this.#close(sequence, 'stop', time);
-      finish.stopToken = token;
-    } else if (sequence.numTokens >= sequence.maxTokens) {
-      finish = this.#close(sequence, 'length', time);
-    }
-    const detail = deltaDetail({
-      logprobs:
-        params.logprobs === undefined ? undefined : [tokenLogprob(result, row, params.logprobs)],
-      promptLogprobs: request.takePromptLogprobs(),
-      firstToken: sequence.numGenerated === 1 ? time : undefined,
-      finish,
-    });
-    this.#writer.add(request.handle, sequence.index, token, detail);
-  }
-
-  /** Ends a sequence whose computation failed; nothing of it stays in the prefix cache. */
-  #fail(sequence: Sequence, error: unknown): void {
-    this.#blocks.forget(sequence);
-    if (sequence.pendingForks > 0) this.#endAll(sequence.request, 'error', error);
-    else this.#end(sequence, 'error', error);
-  }
-
-  /** Ends all choices, those not forked yet included. */
-  #endAll(request: Request, reason: FinishReason, error?: unknown): void {
-    for (const sequence of request.sequences) {
-      const { pendingForks } = sequence;
-      this.#end(sequence, reason, error);
-      for (let choice = 1; choice <= pendingForks; choice++) {
-        this.#reportEnd(request, choice, this.#finish(request, reason, now(), error));
-      }
-    }
-  }
-
-  /** Ends one sequence without a token, if it has not ended. */
-  #end(sequence: Sequence, reason: FinishReason, error?: unknown): void {
-    if (sequence.finished) return;
-    const finish = this.#close(sequence, reason, now(), error);
-    this.#reportEnd(sequence.request, sequence.index, finish);
-  }
-
-  #reportEnd(request: Request, index: number, finish: Finish): void {
-    this.#writer.add(request.handle, index, undefined, { finish });
-  }
-
-  #close(sequence: Sequence, reason: FinishReason, time: number, error?: unknown): Finish {
-    sequence.finished = true;
-    this.#scheduler.remove(sequence);
-    return this.#finish(sequence.request, reason, time, error);
-  }
-
-  /** The finish of one choice; forgets the request with its last. */
-  #finish(request: Request, reason: FinishReason, time: number, error?: unknown): Finish {
-    if (--request.open === 0) this.#requests.delete(request.handle);
-    const finish: Finish = {
-      reason,
-      timing: { ...request.timing, finished: time },
-      promptTokens: request.prompt.length,
-      cachedTokens: request.cachedTokens,
-    };
-    if (error !== undefined) finish.error = describe(error);
-    return finish;
+    this.#results.apply(sequences, result, end);
   }
 
   #noteStart(request: Request, time: number): void {
@@ -338,18 +216,4 @@ export class EngineCore {
     request.timing.scheduled = time;
     this.#started.push(request.handle);
   }
-}
-
-function tokenLogprob(result: StepResult, row: number, count: number): TokenLogprob {
-  const top: TokenLogprob['top'] = [];
-  for (let i = row * MAX_LOGPROBS; i < row * MAX_LOGPROBS + count; i++) {
-    top.push({ token: result.topTokens[i], logprob: result.topLogprobs[i] });
-  }
-  return { token: result.tokens[row], logprob: result.logprobs[row], rank: result.ranks[row], top };
-}
-
-function describe(error: unknown): { code: string; message: string } {
-  if (error instanceof MillraceError) return { code: error.code, message: error.message };
-  const message = error instanceof Error ? error.message : String(error);
-  return { code: 'generation_failed', message: `The model failed on this request: ${message}` };
 }
