@@ -1,12 +1,12 @@
 /** From options to an engine core on a loaded model. Slow: reads and packs the weights. */
 import { randomInt } from 'node:crypto';
-import type { Backend, ModelRunner } from '../backend/backend.js';
+import type { ModelRunner } from '../backend/backend.js';
+import { loadBackend } from '../backend/load-backend.js';
 import { loadModel } from '../model/load-model.js';
 import type { EngineInfo } from './api.js';
 import { EngineCore } from './engine-core.js';
-import { type EngineOptions, type ResolvedOptions, resolveOptions } from './engine-options.js';
-import { freeMemory } from './free-memory.js';
-import { planMemory } from './memory-plan.js';
+import { type EngineOptions, resolveOptions } from './engine-options.js';
+import { planRunner } from './plan-runner.js';
 
 export interface CreatedCore {
   core: EngineCore;
@@ -24,20 +24,13 @@ export async function createCore(
 ): Promise<CreatedCore> {
   const options = resolveOptions(given);
   const { blockSize, maxNumSeqs, maxNumBatchedTokens, kvCacheDtype } = options;
-  const { program, weights, config, eosTokenIds, notes } = loadModel(options.model, options);
+  const model = loadModel(options.model, options);
+  const { program, weights, config, eosTokenIds, notes } = model;
   const backend = await loadBackend(options);
-  const kvDtype = kvCacheDtype === 'int8' ? kvCacheDtype : weights.dtype;
-  const plan = planMemory({
-    program,
-    weights,
-    freeMemory: freeMemory(),
-    kvBytesPerBlock: backend.kvBytesPerBlock(program, blockSize, kvDtype),
-    blockSize,
+  const plan = planRunner(backend, model, {
+    ...options,
     maxModelLen: config.maxModelLen,
     maxModelLenGiven: options.maxModelLen !== undefined,
-    maxNumSeqs,
-    maxNumBatchedTokens,
-    kvCacheMemory: options.kvCacheMemory,
   });
   const { numBlocks, maxModelLen } = plan;
   const runner = backend.createRunner(
@@ -71,14 +64,4 @@ export async function createCore(
     plan: [...plan.lines, ...notes, runner.description],
   };
   return { core, runner, info };
-}
-
-/** Executors are loaded by name, so that one that is not used need not be built. */
-async function loadBackend({ device, threads, cpuIsa }: ResolvedOptions): Promise<Backend> {
-  if (device === 'reference') {
-    const { referenceBackend } = await import('../backend/reference/reference.js');
-    return referenceBackend;
-  }
-  const { createCpuBackend } = await import('../backend/cpu/cpu-backend.js');
-  return createCpuBackend({ threads, isa: cpuIsa });
 }

@@ -1,6 +1,6 @@
 /** The options of an engine: what the operator chose, and what that means with defaults filled in. */
 import { KV_CACHE_DTYPES, type KvCacheDtype } from '../backend/backend.js';
-import type { CpuIsa } from '../backend/cpu/native.js';
+import { checkDeviceOptions, type DeviceOptions, onlyWith } from '../backend/load-backend.js';
 import { InvalidParameterError } from '../errors.js';
 import type { LoadModelOptions } from '../model/load-model.js';
 import {
@@ -12,21 +12,27 @@ import {
   type SchedulingPolicy,
 } from './policy.js';
 
-export const DEVICES = ['cpu', 'reference'] as const;
+/**
+ * Steps of a GPU are large: at 512 sequences products of matrices are past the ridge of the roofline
+ * (some 200 tokens on an H200), and prompts in pieces of 8192 keep it there without a step that
+ * holds up the decodes for much longer than 100 ms.
+ */
+const CUDA_STEP = { maxNumSeqs: 512, maxNumBatchedTokens: 8192 };
+const CPU_STEP = { maxNumSeqs: 256, maxNumBatchedTokens: 2048 };
 
-export interface EngineOptions extends LoadModelOptions {
+export interface EngineOptions extends LoadModelOptions, DeviceOptions {
   /** Directory of the checkpoint. */
   model: string;
-  /** `reference` is slow plain TypeScript. Default `cpu`. */
-  device?: (typeof DEVICES)[number];
   /** Tokens a KV block, a multiple of 16. Default 16. */
   blockSize?: number;
-  /** Most sequences in a step. Default 256, or fewer if `maxNumBatchedTokens` is less. */
+  /** Most sequences in a step. Default 256 (cuda: 512), or fewer if `maxNumBatchedTokens` is less. */
   maxNumSeqs?: number;
-  /** Most tokens in a step; at least `maxNumSeqs`. Default 2048, or more if `maxNumSeqs` is. */
+  /** Most tokens in a step; at least `maxNumSeqs`. Default 2048 (cuda: 8192), or more if `maxNumSeqs` is. */
   maxNumBatchedTokens?: number;
-  /** Bytes of the KV cache. Default: what is left of half the free memory. */
+  /** Bytes of the KV cache. Default: what is left of half the free memory, or of the GPU's share. */
   kvCacheMemory?: number;
+  /** Only with `cuda`: share of the GPU's memory that all programs on it may take. Default 0.92. */
+  gpuMemoryUtilization?: number;
   /** `int8` halves what a cached token takes. Default `auto`: the type of matrices. */
   kvCacheDtype?: KvCacheDtype;
   /** Default true. */
@@ -43,10 +49,6 @@ export interface EngineOptions extends LoadModelOptions {
   maxNumQueuedReqs?: number;
   /** Their prompt tokens. Default: unlimited. */
   maxNumQueuedTokens?: number;
-  /** Threads that compute. Default: as many as there are cores. */
-  threads?: number;
-  /** Default: the best instruction set this machine has. */
-  cpuIsa?: CpuIsa;
 }
 
 /** Options with the engine's defaults filled in; what the model or the machine decides may be open. */
@@ -69,11 +71,13 @@ export type ResolvedOptions = EngineOptions &
 
 /** Fills defaults and checks each option. Throws InvalidParameterError. */
 export function resolveOptions(options: EngineOptions): ResolvedOptions {
+  checkDeviceOptions(options);
+  const { device = 'cpu' } = options;
+  const step = device === 'cuda' ? CUDA_STEP : CPU_STEP;
   const {
-    device = 'cpu',
     blockSize = 16,
-    maxNumSeqs = Math.min(256, options.maxNumBatchedTokens ?? 256),
-    maxNumBatchedTokens = Math.max(2048, maxNumSeqs),
+    maxNumSeqs = Math.min(step.maxNumSeqs, options.maxNumBatchedTokens ?? step.maxNumSeqs),
+    maxNumBatchedTokens = Math.max(step.maxNumBatchedTokens, maxNumSeqs),
     kvCacheDtype = 'auto',
     enablePrefixCaching = true,
     schedulingPolicy = 'fcfs',
@@ -84,7 +88,6 @@ export function resolveOptions(options: EngineOptions): ResolvedOptions {
   if (typeof options.model !== 'string' || options.model === '') {
     throw InvalidParameterError.expected('path of a checkpoint', 'model', options.model);
   }
-  oneOf('device', device, DEVICES);
   oneOf('kvCacheDtype', kvCacheDtype, KV_CACHE_DTYPES);
   oneOf('schedulingPolicy', schedulingPolicy, SCHEDULING_POLICIES);
   oneOf('batching', batching, BATCHINGS);
@@ -103,6 +106,11 @@ export function resolveOptions(options: EngineOptions): ResolvedOptions {
   }
   for (const name of ['kvCacheMemory', 'maxNumQueuedReqs', 'maxNumQueuedTokens'] as const) {
     if (options[name] !== undefined) integer(name, options[name], 1, Number.MAX_SAFE_INTEGER);
+  }
+  share('gpuMemoryUtilization', options.gpuMemoryUtilization);
+  onlyWith('cuda', device, 'gpuMemoryUtilization', options.gpuMemoryUtilization);
+  if (device === 'cuda' && kvCacheDtype !== 'auto') {
+    throw InvalidParameterError.expected('auto with device cuda', 'kvCacheDtype', kvCacheDtype);
   }
   boolean('enablePrefixCaching', enablePrefixCaching);
   boolean('enableChunkedPrefill', enableChunkedPrefill);
@@ -128,6 +136,11 @@ function boolean(name: string, value: unknown): void {
 function integer(name: string, value: unknown, min: number, max: number): void {
   if (Number.isSafeInteger(value) && (value as number) >= min && (value as number) <= max) return;
   throw InvalidParameterError.expected(`integer between ${min} and ${max}`, name, value);
+}
+
+function share(name: string, value: unknown): void {
+  if (value === undefined || (typeof value === 'number' && value > 0 && value <= 1)) return;
+  throw InvalidParameterError.expected('number above 0 and up to 1', name, value);
 }
 
 function oneOf(name: string, value: unknown, choices: readonly string[]): void {

@@ -3,24 +3,37 @@
  * and the free memory; a pure function, so that every case can be tested.
  */
 import { MemoryPlanError } from '../errors.js';
-import type { Program, View } from '../model/program.js';
-import { BYTES, storedBytes, type WeightSource } from '../model/weights.js';
 
 /** Of the free memory, what weights, workspace and a KV cache of unstated size may take together. */
 export const MEMORY_SHARE = 0.5;
 
+/** What an executor allocates besides the KV cache; `reserve` is what its libraries take on top. */
+export interface FixedBytes {
+  weights: number;
+  workspace: number;
+  reserve: number;
+}
+
+/** Where everything goes: the machine's memory, or that of a device with its own. */
+export type Memory =
+  | { kind: 'machine'; free: number }
+  | {
+      kind: 'device';
+      total: number;
+      free: number;
+      /** Share of `total` that all programs on the device may take together. */
+      utilization: number;
+    };
+
 export interface MemoryPlanInput {
-  program: Program;
-  weights: Pick<WeightSource, 'dtype' | 'storage'>;
-  /** Bytes that can be had. */
-  freeMemory: number;
+  memory: Memory;
+  fixed: FixedBytes;
   kvBytesPerBlock: number;
   blockSize: number;
   /** The longest context to serve, and whether the operator asked for it. */
   maxModelLen: number;
   maxModelLenGiven: boolean;
   maxNumSeqs: number;
-  maxNumBatchedTokens: number;
   /** Bytes, if the operator said how many. */
   kvCacheMemory?: number;
 }
@@ -35,32 +48,28 @@ export interface MemoryPlan {
 
 /** Throws MemoryPlanError, which says what to change. */
 export function planMemory(input: MemoryPlanInput): MemoryPlan {
-  const { program, blockSize, kvBytesPerBlock, maxNumSeqs, freeMemory } = input;
-  const weights = weightBytes(program, input.weights);
-  const workspace = workspaceBytes(program, input.maxNumBatchedTokens);
-  const fixed = weights + workspace;
-  const useful = maxNumSeqs * Math.ceil(input.maxModelLen / blockSize);
-  // Slots are 32-bit integers.
-  const addressable = Math.floor((2 ** 31 - 1) / blockSize);
-  const given = input.kvCacheMemory;
-  if (given !== undefined && fixed + given > freeMemory) {
+  const { memory, blockSize, kvBytesPerBlock, kvCacheMemory: given } = input;
+  const fixed = input.fixed.weights + input.fixed.workspace + input.fixed.reserve;
+  const limit = mayTake(memory, given !== undefined);
+  if (given !== undefined && fixed + given > limit) {
     throw new MemoryPlanError(
-      `Weights (${mebibytes(weights)}), workspace (${mebibytes(workspace)}) and a KV cache of ` +
-        `${mebibytes(given)} need more than the ${mebibytes(freeMemory)} that are free. ` +
-        'Lower the KV cache memory, or free some',
+      `${describe(input.fixed)} and a KV cache of ${mebibytes(given)} need more than ` +
+        `${describeLimit(memory, limit)}. Lower the KV cache memory, or ${moreRoom(memory)}`,
     );
   }
-  const budget = given ?? Math.floor(freeMemory * MEMORY_SHARE) - fixed;
+  const budget = given ?? limit - fixed;
   if (budget < kvBytesPerBlock) {
     throw new MemoryPlanError(
       given === undefined
-        ? `Weights (${mebibytes(weights)}) and workspace (${mebibytes(workspace)}) leave no room for ` +
-            `a KV cache within ${percent(MEMORY_SHARE)} of the ${mebibytes(freeMemory)} that are free. ` +
-            'Set the KV cache memory yourself, lower the batched tokens, or take a smaller model or dtype'
+        ? `${describe(input.fixed)} leave no room for a KV cache within ` +
+            `${describeLimit(memory, limit)}. ${roomForCache(memory)}`
         : `A KV cache of ${given} bytes holds no block of ${blockSize} tokens: ` +
             `that takes ${kvBytesPerBlock} bytes. Raise the KV cache memory`,
     );
   }
+  const useful = input.maxNumSeqs * Math.ceil(input.maxModelLen / blockSize);
+  // Slots are 32-bit integers.
+  const addressable = Math.floor((2 ** 31 - 1) / blockSize);
   const affordable = Math.floor(budget / kvBytesPerBlock);
   const numBlocks = Math.min(affordable, addressable, given === undefined ? useful : Infinity);
   const capacity = numBlocks * blockSize;
@@ -75,7 +84,7 @@ export function planMemory(input: MemoryPlanInput): MemoryPlan {
   const maxModelLen = Math.min(input.maxModelLen, capacity);
   const kvCacheBytes = numBlocks * kvBytesPerBlock;
   const lines = [
-    `weights ${mebibytes(weights)}, workspace ${mebibytes(workspace)}, of ${mebibytes(freeMemory)} free`,
+    ...memoryLines(input),
     `KV cache ${mebibytes(kvCacheBytes)}: ${numBlocks} blocks of ${blockSize} tokens, ` +
       `${capacity} tokens, ${(capacity / maxModelLen).toFixed(1)} sequences of ${maxModelLen}`,
   ];
@@ -87,46 +96,63 @@ export function planMemory(input: MemoryPlanInput): MemoryPlan {
   return { numBlocks, kvCacheBytes, maxModelLen, lines };
 }
 
-/** Matrices as the source wants them; norms and biases in float32, as every executor keeps them. */
-function weightBytes(program: Program, source: MemoryPlanInput['weights']): number {
-  return program.weights.reduce((sum, weight) => {
-    const { shape } = weight;
-    const elements = shape.reduce((product, size) => product * size, 1);
-    if (shape.length === 1) return sum + elements * BYTES.float32;
-    return sum + storedBytes(source.storage(weight), source.dtype, elements, shape.at(-1)!);
-  }, 0);
+/**
+ * Bytes that we may take altogether. The machine's memory is shared with all that may still start,
+ * so a KV cache of unstated size leaves half of it; a device is there for this.
+ */
+function mayTake(memory: Memory, kvCacheGiven: boolean): number {
+  if (memory.kind === 'machine') {
+    return kvCacheGiven ? memory.free : Math.floor(memory.free * MEMORY_SHARE);
+  }
+  return Math.floor(memory.total * memory.utilization) - inUse(memory);
 }
 
-/** Rows of logits an executor holds at once. */
-const LOGIT_ROWS = 64;
+function inUse({ total, free }: { total: number; free: number }): number {
+  return total - free;
+}
 
-/**
- * An upper estimate of what the activations take: the most values that live at the same time, in
- * float32 and half as much again for the executor's own forms of them.
- */
-function workspaceBytes(program: Program, maxTokens: number): number {
-  const last = new Map<number, number>();
-  program.ops.forEach((op, index) => {
-    for (const view of Object.values(op) as (View | undefined)[]) {
-      if (typeof view === 'object') last.set(view.value, index);
-    }
-  });
-  let live = 0;
-  let most = 0;
-  const begun = new Set<number>();
-  program.ops.forEach((op, index) => {
-    const { id, rows, width } = program.values[op.out.value];
-    if (rows === 'T' && !begun.has(id)) live += width;
-    begun.add(id);
-    most = Math.max(most, live);
-    for (const value of begun) {
-      if (last.get(value) !== index) continue;
-      if (program.values[value].rows === 'T') live -= program.values[value].width;
-      begun.delete(value);
-    }
-  });
-  const logits = program.vocabSize * Math.min(LOGIT_ROWS, maxTokens);
-  return Math.ceil(most * maxTokens * 4 * 1.5) + 2 * logits * 4;
+function describe({ weights, workspace, reserve }: FixedBytes): string {
+  return reserve === 0
+    ? `Weights (${mebibytes(weights)}), workspace (${mebibytes(workspace)})`
+    : `Weights (${mebibytes(weights)}), workspace (${mebibytes(workspace)}), ` +
+        `the device's libraries (${mebibytes(reserve)})`;
+}
+
+function describeLimit(memory: Memory, limit: number): string {
+  if (memory.kind === 'machine') {
+    return limit < memory.free
+      ? `${percent(MEMORY_SHARE)} of the ${mebibytes(memory.free)} that are free`
+      : `the ${mebibytes(memory.free)} that are free`;
+  }
+  return (
+    `the ${mebibytes(Math.max(0, limit))} that are ours: ${percent(memory.utilization)} of the GPU's ` +
+    `${mebibytes(memory.total)}, less ${mebibytes(inUse(memory))} already in use`
+  );
+}
+
+function moreRoom(memory: Memory): string {
+  return memory.kind === 'machine'
+    ? 'free some'
+    : 'raise gpu-memory-utilization, or end other programs on the GPU';
+}
+
+function roomForCache(memory: Memory): string {
+  return memory.kind === 'machine'
+    ? 'Set the KV cache memory yourself, lower the batched tokens, or take a smaller model or dtype'
+    : 'Raise gpu-memory-utilization, end other programs on the GPU, lower max-num-batched-tokens, ' +
+        'or take a smaller model or dtype';
+}
+
+function memoryLines({ memory, fixed }: MemoryPlanInput): string[] {
+  const { weights, workspace, reserve } = fixed;
+  const parts = `weights ${mebibytes(weights)}, workspace ${mebibytes(workspace)}`;
+  if (memory.kind === 'machine') return [`${parts}, of ${mebibytes(memory.free)} free`];
+  const { total, utilization } = memory;
+  return [
+    `GPU memory ${mebibytes(total)}, of which ${percent(utilization)} may be taken and ` +
+      `${mebibytes(inUse(memory))} are already in use`,
+    `${parts}, reserve ${mebibytes(reserve)}`,
+  ];
 }
 
 function mebibytes(bytes: number): string {
@@ -137,5 +163,5 @@ function mebibytes(bytes: number): string {
 }
 
 function percent(share: number): string {
-  return `${share * 100}%`;
+  return `${Math.round(share * 1000) / 10}%`;
 }
