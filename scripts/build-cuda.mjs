@@ -35,13 +35,13 @@ const kernels = ['-lineinfo', '--expt-relaxed-constexpr', ...codes];
 
 const sources = ['native', 'native/cuda']
   .flatMap((folder) => files(folder))
-  .filter((path) => path.endsWith('.cu') || /cuda\b.*\.cpp$/.test(path));
+  .filter((path) => path.endsWith('.cu') || /(cuda\b.*|^native\/batch)\.cpp$/.test(path));
 const objects = sources.map(compiled);
 const addon = linked('millrace-cuda.node', objects, (inputs, output) => [
   ...[nvcc, '-shared', '-cudart=static', ...codes, ...inputs, '-o', output, '-ldl', '-lpthread'],
 ]);
 // What a check does not call is left out of it, so the executor need not link without Node.
-const library = linked('cuda/kernels.a', objects.filter(isKernel), (inputs, output) => [
+const library = linked('cuda/all.a', objects, (inputs, output) => [
   ...['ar', 'rcs', output, ...inputs],
 ]);
 const checks = files('test/cuda')
@@ -66,10 +66,6 @@ await buildTargets({
 function compiled(source) {
   const own = source.endsWith('.cu') ? kernels : [];
   return object(source, [...common, ...own, '-c', source], 'cuda');
-}
-
-function isKernel({ source }) {
-  return source.endsWith('.cu');
 }
 
 function files(folder) {
