@@ -203,6 +203,7 @@ struct SamplingInputs {
   const float* biasValues;
   const int* logprobs;
   const int* targets;
+  float* saved;  // work space, used if needs.adjust and needs.logprobs: biasStart[R] + historyStart[R]
 };
 // What the step needs at all, known on the host, so that a greedy step pays for nothing else.
 struct SamplingNeeds {
@@ -218,8 +219,9 @@ struct SamplingOutputs {
   int* topTokens;    // [R, 20]
   float* topLogprobs;
 };
-// logits [rows, vocab] float32, row stride `stride`; they are changed in place by bias and penalties
-// (keepLogits copies them before). Rows are independent.
+// logits [rows, vocab <= 2^18] float32, row stride `stride`; they are changed in place by bias and
+// penalties (keepLogits copies them before; with needs.logprobs the rows that want logprobs are put
+// back). Rows are independent. The scratch needs no initial value.
 size_t samplingScratchBytes(int vocab, int maxRows);
 void sample(float* logits, int64_t stride, int vocab, int rows, const SamplingInputs& in,
             const SamplingNeeds& needs, const SamplingOutputs& out, void* scratch,
