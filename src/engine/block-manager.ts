@@ -111,13 +111,14 @@ export class BlockManager {
   }
 
   /**
-   * Enters the blocks that have become full into the prefix index. Call after the step that wrote
-   * them. Of two blocks with the same content only the first is entered; the chain goes on from it.
+   * Enters the blocks that are full before position `end` into the prefix index. Call when the step
+   * that wrote them has succeeded: by then every token before `end` is known. Of two blocks with the
+   * same content only the first is entered; the chain goes on from it.
    */
-  commit(sequence: Sequence): void {
+  commit(sequence: Sequence, end: number): void {
     const index = this.#index;
     if (!index) return;
-    while ((sequence.numIndexed + 1) * this.blockSize <= sequence.numComputed) {
+    while ((sequence.numIndexed + 1) * this.blockSize <= end) {
       const start = sequence.numIndexed * this.blockSize;
       const known = index.find(sequence.contentId, sequence.tokens, start);
       sequence.contentId =
@@ -160,11 +161,17 @@ export class BlockManager {
     sequence.numIndexed = 0;
   }
 
-  /** Makes the content of a sequence's blocks unfindable, because it cannot be trusted. */
+  /**
+   * Makes the content of a sequence's blocks unfindable, because it cannot be trusted; of one that
+   * was preempted before that was known, what the index has of it.
+   */
   forget(sequence: Sequence): void {
-    for (let i = 0; i < sequence.numBlocks; i++) {
-      if (this.#index?.has(sequence.blocks[i])) this.#index.remove(sequence.blocks[i]);
-    }
+    const index = this.#index;
+    if (!index) return;
+    const gone = sequence.numBlocks === 0;
+    const blocks = gone ? this.#found : sequence.blocks;
+    const count = gone ? this.#lookUp(sequence) : sequence.numBlocks;
+    for (let i = 0; i < count; i++) if (index.has(blocks[i])) index.remove(blocks[i]);
   }
 
   /** Throws unless the counts are exactly those of `sequences` and every other block is free. For tests. */

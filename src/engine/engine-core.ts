@@ -2,7 +2,10 @@
  * The engine without its thread: requests in, steps, deltas out. Everything is synchronous, and
  * nothing here knows where the requests come from. A step is
  *
- *     schedule -> build the batch -> run it -> apply the sampled tokens -> report
+ *     schedule -> build the batch -> submit it -> collect the result -> apply the sampled tokens -> report
+ *
+ * With an executor that overlaps, the next step is scheduled, built and submitted before the result
+ * of this one is collected (docs/scheduling.md, "Overlap").
  *
  * @example
  * const core = new EngineCore(runner, options);
@@ -19,7 +22,9 @@ import { randomSeed } from './seed.js';
 import { type NewRequest, Request, Sequence } from './sequence.js';
 import { StepBatchBuilder } from './step-batch.js';
 import { DeltaWriter, type StepOutput } from './step-output.js';
+import { StepPipeline } from './step-pipeline.js';
 import { StepResults } from './step-results.js';
+import { shareOut } from './step-share.js';
 
 export interface EngineCoreOptions {
   /** As the runner was made with. */
@@ -44,7 +49,7 @@ export interface EngineCoreOptions {
 }
 
 export class EngineCore {
-  readonly #runner: ModelRunner;
+  readonly #pipeline: StepPipeline;
   readonly #maxModelLen: number;
   readonly #blocks: BlockManager;
   readonly #scheduler: Scheduler;
@@ -55,13 +60,13 @@ export class EngineCore {
   #started: number[] = [];
   #arrivals = 0;
   #steps = 0;
-  /** Of the current step: tokens computed, time in the runner and in making its batches. */
+  /** Of the current call of `step`: tokens computed, time spent on schedules and on batches. */
   #stepTokens = 0;
-  #runMs = 0;
+  #scheduleMs = 0;
   #buildMs = 0;
 
   constructor(runner: ModelRunner, options: EngineCoreOptions) {
-    this.#runner = runner;
+    this.#pipeline = new StepPipeline(runner);
     this.#maxModelLen = options.maxModelLen;
     this.#blocks = new BlockManager(options);
     this.#scheduler = new Scheduler(this.#blocks, {
@@ -76,7 +81,7 @@ export class EngineCore {
     const eosTokens = new Set(options.eosTokenIds);
     this.#builder = new StepBatchBuilder({ ...options, ...limits }, eosTokens);
     this.#endings = new Endings(this.#scheduler, this.#blocks, this.#writer);
-    this.#results = new StepResults(this.#scheduler, this.#endings, this.#writer, {
+    this.#results = new StepResults(this.#scheduler, this.#blocks, this.#endings, this.#writer, {
       eosTokens,
       maxModelLen: options.maxModelLen,
     });
@@ -84,7 +89,7 @@ export class EngineCore {
 
   /** Whether a step would do anything: compute, or report what ended outside a step. */
   get hasWork(): boolean {
-    return this.#scheduler.hasWork || !this.#writer.isEmpty;
+    return this.#scheduler.hasWork || !this.#pipeline.isEmpty || !this.#writer.isEmpty;
   }
 
   /** Queues a request, which must fit: its prompt is shorter than `maxModelLen`. */
@@ -125,26 +130,25 @@ export class EngineCore {
       this.#endings.endAll(request, 'abort');
   }
 
-  /** One iteration. Whatever the runner does, every sequence in it goes on or ends with an error. */
+  /**
+   * One iteration: the result of one step. Whatever the runner thinks of a batch, every sequence in
+   * it goes on or ends with an error. Throws if the device is lost; then the core is of no use.
+   */
   step(): StepOutput {
     const start = now();
     this.#stepTokens = 0;
-    this.#runMs = 0;
+    this.#scheduleMs = 0;
     this.#buildMs = 0;
-    const sequences = this.#scheduler.schedule();
-    const scheduleMs = now() - start;
-    for (const { request } of sequences) this.#noteStart(request, start);
-    if (sequences.length > 0) {
-      this.#compute(sequences);
-      this.#steps++;
-    }
+    this.#pipeline.runMs = 0;
+    while (!this.#pipeline.isFull && this.#startNext());
+    if (!this.#pipeline.isEmpty) this.#finishOldest();
     const stepMs = now() - start;
     const report: StepReport = {
       stats: this.stats(),
       tokens: this.#stepTokens,
       stepMs,
-      hostMs: stepMs - this.#runMs,
-      scheduleMs,
+      hostMs: stepMs - this.#pipeline.runMs,
+      scheduleMs: this.#scheduleMs,
       buildMs: this.#buildMs,
     };
     const started = this.#started;
@@ -173,17 +177,27 @@ export class EngineCore {
     this.#blocks.verify(this.#scheduler.running);
   }
 
-  #compute(sequences: readonly Sequence[]): void {
+  /** Schedules and submits a step; false if there is nothing to submit. */
+  #startNext(): boolean {
+    const start = now();
+    const sequences = this.#scheduler.schedule();
+    this.#scheduleMs += now() - start;
+    if (sequences.length === 0) return false;
+    for (const { request } of sequences) this.#noteStart(request, start);
+    this.#steps++;
     try {
-      this.#runAndApply(sequences, this.#blocks.copies);
+      this.#submit(sequences, this.#blocks.copies);
+      return true;
     } catch (error) {
+      while (!this.#pipeline.isEmpty) this.#finishOldest();
       if (sequences.length > 1) this.#computeOneByOne(sequences);
-      else this.#endings.fail(sequences[0], error);
+      else if (!sequences[0].finished) this.#endings.fail(sequences[0], error);
+      return false;
     }
   }
 
   /**
-   * After a step that threw: who is to blame is found by running each sequence alone. That is safe,
+   * After a batch was refused: who is to blame is found by running each sequence alone. That is safe,
    * because a step only writes slots its own sequences will read, and writes them again the same.
    */
   #computeOneByOne(sequences: readonly Sequence[]): void {
@@ -191,24 +205,27 @@ export class EngineCore {
     for (const sequence of sequences) {
       if (sequence.finished || sequence.scheduled === 0) continue;
       try {
-        this.#runAndApply([sequence], copies);
-        copies = [];
+        this.#submit([sequence], copies);
       } catch (error) {
         this.#endings.fail(sequence, error);
+        continue;
       }
+      copies = [];
+      this.#finishOldest();
     }
   }
 
-  #runAndApply(sequences: readonly Sequence[], copies: readonly number[]): void {
-    const begin = now();
-    const batch = this.#builder.build(sequences, copies);
+  #submit(sequences: readonly Sequence[], copies: readonly number[]): void {
     const start = now();
-    this.#buildMs += start - begin;
-    const result = this.#runner.step(batch);
-    const end = now();
-    this.#runMs += end - start;
-    this.#stepTokens += batch.numTokens;
-    this.#results.apply(sequences, result, end);
+    const batch = this.#builder.build(sequences, copies);
+    this.#buildMs += now() - start;
+    this.#pipeline.submit(batch, () => shareOut(sequences));
+  }
+
+  #finishOldest(): void {
+    const step = this.#pipeline.collect();
+    this.#stepTokens += step.numTokens;
+    this.#results.apply(step, now());
   }
 
   #noteStart(request: Request, time: number): void {

@@ -81,7 +81,10 @@ export class Scheduler {
 
   /**
    * The next step: sequences with `scheduled` > 0 tokens to compute and blocks to write them to,
-   * valid until the next call. Copies the step needs are in `BlockManager.copies`.
+   * valid until the next call. Copies the step needs are in `BlockManager.copies`. One step may be
+   * in flight: its sequences stand past it, and those that must wait for its result do. A sequence
+   * that is preempted with a token in flight is not admitted before the next call, since nobody is
+   * in a step that preempts; by then the token must be known.
    */
   schedule(): readonly Sequence[] {
     this.#blocks.copies.length = 0;
@@ -96,13 +99,6 @@ export class Scheduler {
       this.#scheduled = this.#scheduled.filter((sequence) => sequence.scheduled > 0);
     }
     return this.#scheduled;
-  }
-
-  /** Records that a scheduled sequence's tokens were computed. */
-  computed(sequence: Sequence): void {
-    sequence.numComputed += sequence.scheduled;
-    sequence.scheduled = 0;
-    this.#blocks.commit(sequence);
   }
 
   /** Adds `child`, a choice of the same request, to the running set; it shares the blocks of `parent`. */
@@ -125,7 +121,7 @@ export class Scheduler {
   #scheduleDecodes(): void {
     for (let i = 0; i < this.#running.length; i++) {
       const sequence = this.#running[i];
-      if (isDecoding(sequence)) this.#run(sequence, 1);
+      if (isDecoding(sequence) && !sequence.mustWait) this.#run(sequence, 1);
     }
   }
 
@@ -133,7 +129,7 @@ export class Scheduler {
   #schedulePrefills(): void {
     for (let i = 0; i < this.#running.length && this.#budget > 0; i++) {
       const sequence = this.#running[i];
-      if (isDecoding(sequence)) continue;
+      if (isDecoding(sequence) || sequence.mustWait) continue;
       const contested = this.#waiting.length > 0 || i + 1 < this.#running.length;
       const chunk = this.#chunk(sequence, contested && this.#chunked);
       if (chunk > 0) this.#run(sequence, chunk);

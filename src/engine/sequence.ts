@@ -62,12 +62,16 @@ export class Sequence {
   readonly request: Request;
   /** Which choice of the request. */
   readonly index: number;
-  /** Prompt and generated tokens, `numTokens` of them. */
+  /**
+   * Prompt and generated tokens, `numTokens` of them. The last `numExpected` are placeholders for
+   * tokens that steps in flight will draw: `-1 - row` of the step, as `ModelRunner.submit` has it.
+   */
   tokens: Int32Array;
   numTokens: number;
+  numExpected = 0;
   /** Most tokens it can come to: prompt + max_tokens, or the context's length. */
   readonly maxTokens: number;
-  /** Tokens whose keys and values are in the cache. */
+  /** Tokens whose keys and values are in the cache, or will be when the steps in flight are done. */
   numComputed = 0;
   /** Tokens to compute in the step being made. */
   scheduled = 0;
@@ -114,7 +118,7 @@ export class Sequence {
     return this.numTokens - this.request.prompt.length;
   }
 
-  /** Tokens that are known but not in the cache: 1 while decoding. */
+  /** Tokens still to compute: 1 while decoding. */
   get remaining(): number {
     return this.numTokens - this.numComputed;
   }
@@ -130,14 +134,38 @@ export class Sequence {
     return promptLogprobs === undefined || promptLogprobs.length >= prompt.length;
   }
 
-  append(token: number): void {
+  /**
+   * Whether it must not be scheduled before the token in flight is known: the token counts in the
+   * penalties of the next draw, or other choices fork off with it, or it is the last one.
+   */
+  get mustWait(): boolean {
+    if (this.numExpected === 0) return false;
+    return this.history !== undefined || this.pendingForks > 0 || this.numTokens >= this.maxTokens;
+  }
+
+  /** Appends a placeholder for the token drawn in `row` of the step that is being submitted. */
+  expect(row: number): void {
     if (this.numTokens === this.tokens.length) {
       const larger = new Int32Array(Math.min(this.maxTokens, 2 * this.tokens.length));
       larger.set(this.tokens);
       this.tokens = larger;
     }
-    this.tokens[this.numTokens++] = token;
+    this.tokens[this.numTokens++] = -1 - row;
+    this.numExpected++;
+  }
+
+  /** Replaces the oldest placeholder by the token; returns its position. */
+  settle(token: number): number {
+    const position = this.numTokens - this.numExpected--;
+    this.tokens[position] = token;
     this.history?.add(token);
+    return position;
+  }
+
+  /** Takes back the only placeholder: its token will be drawn again. */
+  forgo(): void {
+    this.numTokens--;
+    this.numExpected--;
   }
 
   /** Makes room for a block table of `count` entries. */

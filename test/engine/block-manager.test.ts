@@ -23,7 +23,7 @@ function compute(blocks: BlockManager, one: Sequence): void {
   assert.ok(blocks.admit(one, blocks.blocksFor(one.numTokens), 0));
   assert.ok(blocks.grow(one, one.numTokens));
   one.numComputed = one.numTokens;
-  blocks.commit(one);
+  blocks.commit(one, one.numComputed);
 }
 
 const count = (length: number, from = 0) => Array.from({ length }, (_, i) => from + i);
@@ -114,8 +114,10 @@ test('Forked choices share every block until they write, then the writer copies 
   const fork = sequence(count(6));
   blocks.fork(leader, fork);
   assert.equal(blocks.numFree, 14);
-  leader.append(7);
-  fork.append(8);
+  leader.expect(0);
+  leader.settle(7);
+  fork.expect(0);
+  fork.settle(8);
   assert.ok(blocks.grow(leader, 7));
   assert.deepEqual(blocks.copies, [fork.blocks[1], leader.blocks[1]]);
   assert.ok(blocks.grow(fork, 7));

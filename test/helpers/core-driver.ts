@@ -4,6 +4,7 @@ import { EngineCore, type EngineCoreOptions } from '../../src/engine/engine-core
 import { type SamplingParams, samplingParams } from '../../src/engine/sampling-params.js';
 import { readDeltas, type StepOutput } from '../../src/engine/step-output.js';
 import { FakeRunner, type FakeRunnerOptions } from './fake-runner.js';
+import { OverlappingRunner } from './overlapping-runner.js';
 
 export interface Choice {
   tokens: number[];
@@ -16,18 +17,23 @@ export interface Choice {
 export const VOCAB = 64;
 
 export type DriverOptions = Partial<EngineCoreOptions> &
-  Pick<FakeRunnerOptions, 'nanToken' | 'throwToken'>;
+  Pick<FakeRunnerOptions, 'nanToken' | 'throwToken'> & {
+    /** The runner overlaps. Default false. */
+    overlap?: boolean;
+  };
 
 export class CoreDriver {
   readonly options: EngineCoreOptions;
   readonly runner: FakeRunner;
+  /** What the core runs, if it overlaps. */
+  readonly overlapping?: OverlappingRunner;
   readonly core: EngineCore;
   readonly choices = new Map<string, Choice>();
   steps = 0;
   last?: StepOutput;
   #handles = 0;
 
-  constructor({ nanToken, throwToken, ...given }: DriverOptions = {}) {
+  constructor({ nanToken, throwToken, overlap, ...given }: DriverOptions = {}) {
     this.options = {
       numBlocks: 64,
       blockSize: 16,
@@ -47,7 +53,12 @@ export class CoreDriver {
       nanToken,
       throwToken,
     });
-    this.core = new EngineCore(this.runner, this.options);
+    if (overlap) {
+      this.overlapping = new OverlappingRunner(this.runner, (batch, previousRows) =>
+        this.runner.check(batch, previousRows),
+      );
+    }
+    this.core = new EngineCore(this.overlapping ?? this.runner, this.options);
   }
 
   /** Adds a request, greedy unless said otherwise; returns its handle. */

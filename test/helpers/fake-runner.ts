@@ -51,13 +51,18 @@ export class FakeRunner implements ModelRunner {
     };
   }
 
-  step(batch: StepBatch): StepResult {
+  /** Throws what `step` does before any work. */
+  check(batch: StepBatch, previousRows = 0): void {
     const { vocabSize, throwToken } = this.#options;
-    checkBatch({ vocabSize } as Program, this.#options, batch);
+    checkBatch({ vocabSize } as Program, this.#options, batch, previousRows);
     const tokens = batch.tokens.subarray(0, batch.numTokens);
     if (throwToken !== undefined && tokens.includes(throwToken)) {
       throw new Error(`token ${throwToken} cannot be computed`);
     }
+  }
+
+  step(batch: StepBatch): StepResult {
+    this.check(batch);
     this.steps++;
     this.mostTokens = Math.max(this.mostTokens, batch.numTokens);
     this.mostSeqs = Math.max(this.mostSeqs, batch.numSeqs);
@@ -116,7 +121,7 @@ export class FakeRunner implements ModelRunner {
     }
     const banned = new Set<number>();
     for (let i = sampling.biasStart[row]; i < sampling.biasStart[row + 1]; i++) {
-      if (sampling.biasValues[i] === -Infinity) banned.add(sampling.biasTokens[i]);
+      if (sampling.biasValues[i] <= -100) banned.add(sampling.biasTokens[i]);
     }
     return choose(hash, vocabSize, banned);
   }
