@@ -1,15 +1,18 @@
 #!/usr/bin/env node
 // Runs the compiled test files (all, or those whose path contains one of the arguments) and ends
-// with the line `N passed, N failed`. Exit code 1 if anything failed or nothing ran.
+// with the line `N passed, N failed`. Exit code 1 if anything failed or nothing ran. `--gpu` runs
+// those that need a GPU instead: test/cuda/*.gpu.ts.
 import { readdirSync } from 'node:fs';
 import { run } from 'node:test';
 import { spec } from 'node:test/reporters';
 import { fileURLToPath } from 'node:url';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
-const wanted = process.argv.slice(2);
+const gpu = process.argv[2] === '--gpu';
+const ending = gpu ? '.gpu.js' : '.test.js';
+const wanted = process.argv.slice(gpu ? 3 : 2);
 const files = readdirSync(`${root}dist/test`, { recursive: true })
-  .filter((file) => file.endsWith('.test.js'))
+  .filter((file) => file.endsWith(ending))
   .filter((file) => wanted.length === 0 || wanted.some((part) => file.includes(part)))
   .sort()
   .map((file) => `${root}dist/test/${file}`);
@@ -17,9 +20,9 @@ const files = readdirSync(`${root}dist/test`, { recursive: true })
 let passed = 0;
 let failed = 0;
 let skipped = 0;
-const isFile = (event) => event.name.endsWith('.test.js');
-const FILE_TIMEOUT_MS = 240_000;
-const stream = run({ files, concurrency: 2, timeout: FILE_TIMEOUT_MS });
+const isFile = (event) => event.name.endsWith(ending);
+const FILE_TIMEOUT_MS = gpu ? 80_000 : 240_000;
+const stream = run({ files, concurrency: gpu ? 3 : 2, timeout: FILE_TIMEOUT_MS });
 // A file that hangs is killed, and its own report dies with it: who began and never ended is known here.
 const open = new Map();
 const key = ({ file, line, column, nesting, name }) => [file, line, column, nesting, name].join();

@@ -11,6 +11,7 @@ import { type LoadedModel, loadModel } from '../../src/model/load-model.js';
 import { readTensor } from '../../src/model/read-tensor.js';
 import { readSafetensors } from '../../src/model/safetensors.js';
 import type { DType } from '../../src/model/weights.js';
+import { loadTokenizer } from '../../src/tokenizer/load-tokenizer.js';
 import { range, stepBatch } from './batch.js';
 
 /** The compiled tests lie in dist/test/helpers. */
@@ -95,6 +96,20 @@ export function storiesGolden(): StoriesGolden {
       prompt: entry.prompt_ids,
     })),
   };
+}
+
+/** The held-out stories that transformers scored, each with bos before and eos after. */
+export async function heldOutSequences(): Promise<number[][]> {
+  const { file, lines } = storiesGolden().perplexity;
+  const tokenizer = await loadTokenizer(STORIES);
+  const [bos, eos] = [1, 2];
+  return readFileSync(join(STORIES, file), 'utf8')
+    .split('\n')
+    .slice(0, lines)
+    .map((line) => {
+      const text = (JSON.parse(line) as { text: string }).text;
+      return [bos, ...tokenizer.encode(text, { addSpecialTokens: false }), eos];
+    });
 }
 
 /** How a prompt is fed: the size of each chunk, and whether all prompts go through steps together. */

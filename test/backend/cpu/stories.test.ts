@@ -1,13 +1,11 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { test } from 'node:test';
 import type { Backend, KvCacheDtype } from '../../../src/backend/backend.js';
 import { availableIsas, createCpuBackend } from '../../../src/backend/cpu/cpu-backend.js';
 import { loadModel } from '../../../src/model/load-model.js';
-import { loadTokenizer } from '../../../src/tokenizer/load-tokenizer.js';
 import {
   compareGreedy,
+  heldOutSequences,
   negativeLogLikelihood,
   STORIES,
   storiesGolden,
@@ -61,17 +59,8 @@ async function perplexity(
   quantization?: string,
   kvCacheDtype?: KvCacheDtype,
 ): Promise<number> {
-  const tokenizer = await loadTokenizer(STORIES);
   const model = loadModel(STORIES, { dtype, quantization });
-  const lines = readFileSync(join(STORIES, golden.perplexity.file), 'utf8').split('\n');
-  const [bos, eos] = [1, 2];
-  const sequences = lines
-    .slice(0, golden.perplexity.lines)
-    .map((line) => [
-      bos,
-      ...tokenizer.encode(JSON.parse(line).text, { addSpecialTokens: false }),
-      eos,
-    ]);
+  const sequences = await heldOutSequences();
   const cpu = createCpuBackend();
   const backend: Backend = {
     ...cpu,
