@@ -3,8 +3,8 @@
 #include <string>
 #include <thread>
 
+#include "batch_args.h"
 #include "cpu/runner.h"
-#include "napi.h"
 
 namespace millrace {
 namespace {
@@ -13,8 +13,8 @@ using js::Arguments;
 using js::Object;
 using js::Value;
 
-// Tells our runners from other externals.
 constexpr napi_type_tag kRunnerTag = {0x6d696c6c72616365, 0x63707572756e6e72};
+using Handle = js::Handle<Runner, kRunnerTag>;
 
 DType toDType(const Value& value) {
   const std::string name = value.string();
@@ -33,13 +33,6 @@ IntegerFormat toInteger(const Value& value) {
   if (format.group % 32 != 0) value.get("group").fail("a multiple of 32");
   format.symmetric = value.get("symmetric").boolean();
   return format;
-}
-
-template <class T>
-std::vector<T> copyOf(const Value& value) {
-  if (!value.present()) return {};
-  const auto array = value.typedArray<T>();
-  return {array.data, array.data + array.size};
 }
 
 DType toKvDType(const Value& value) {
@@ -102,21 +95,10 @@ WeightSpec toWeight(const Value& value) {
 
 Limits toLimits(const Value& value) {
   Limits limits{};
-  limits.blockSize = value.get("blockSize").int32(16, 1 << 16);
-  if (limits.blockSize % 16 != 0) value.get("blockSize").fail("a multiple of 16");
-  // Slots are 32-bit integers.
-  limits.numBlocks = value.get("numBlocks").int32(1, 2147483647 / limits.blockSize);
-  limits.maxTokens = value.get("maxTokens").int32(1, 1 << 24);
-  limits.maxSeqs = value.get("maxSeqs").int32(1, 1 << 24);
-  limits.maxModelLen = value.get("maxModelLen").int32(1);
+  static_cast<BatchLimits&>(limits) = toBatchLimits(value);
   limits.rowTile = value.get("rowTile").int32(1, 1 << 16);
   limits.keepLogits = value.get("keepLogits").boolean();
   return limits;
-}
-
-std::vector<double> toDoubles(const Value& value) {
-  const auto array = value.typedArray<double>();
-  return {array.data, array.data + array.size};
 }
 
 Program toProgram(const Value& value) {
@@ -130,7 +112,7 @@ Program toProgram(const Value& value) {
     program.buffers.push_back(buffer);
   }
   for (const Value& each : value.get("ropeTables").array()) {
-    program.ropeTables.push_back({toDoubles(each.get("invFreq")), each.get("scale").number()});
+    program.ropeTables.push_back({copyOf<double>(each.get("invFreq")), each.get("scale").number()});
   }
   for (const Value& each : value.get("kvLayers").array()) {
     const int headDim = each.get("headDim").int32(kMinHeadDim, kMaxHeadDim);
@@ -184,8 +166,6 @@ napi_value kvBytesPerBlock(napi_env env, const Arguments& arguments) {
   return result;
 }
 
-void deleteRunner(napi_env, void* data, void*) { delete static_cast<std::unique_ptr<Runner>*>(data); }
-
 napi_value createRunner(napi_env env, const Arguments& arguments) {
   const Value& value = arguments[0];
   RunnerConfig config{};
@@ -195,89 +175,17 @@ napi_value createRunner(napi_env env, const Arguments& arguments) {
   config.kvDtype = toKvDType(value.get("kvDtype"));
   config.limits = toLimits(value.get("limits"));
   config.program = toProgram(value.get("program"));
-  config.tokenCode = toDoubles(value.get("program").get("tokenCode"));
-  config.rowCode = toDoubles(value.get("program").get("rowCode"));
+  config.tokenCode = copyOf<double>(value.get("program").get("tokenCode"));
+  config.rowCode = copyOf<double>(value.get("program").get("rowCode"));
   for (const Value& each : value.get("weights").array()) config.weights.push_back(toWeight(each));
   const Value& progress = arguments[1];
-  auto holder = std::make_unique<std::unique_ptr<Runner>>(
-      std::make_unique<Runner>(config, [&](double share) {
-        if (progress.present()) progress.call(share);
-      }));
-  napi_value external;
-  js::check(env, napi_create_external(env, holder.get(), deleteRunner, nullptr, &external));
-  holder.release();
-  js::check(env, napi_type_tag_object(env, external, &kRunnerTag));
-  return external;
-}
-
-std::unique_ptr<Runner>& holderOf(napi_env env, const Value& value) {
-  bool ours = false;
-  if (value.type() == napi_external) {
-    js::check(env, napi_check_object_type_tag(env, value.raw(), &kRunnerTag, &ours));
-  }
-  if (!ours) value.fail("a runner");
-  void* data;
-  js::check(env, napi_get_value_external(env, value.raw(), &data));
-  return *static_cast<std::unique_ptr<Runner>*>(data);
-}
-
-Runner& runnerOf(napi_env env, const Value& value) {
-  auto& holder = holderOf(env, value);
-  if (!holder) value.fail("a runner that is not closed");
-  return *holder;
-}
-
-template <class T>
-void read(const Value& object, const char* key, Span<T>& span) {
-  const auto array = object.get(key).typedArray<T>();
-  span = {array.data, array.size};
-}
-
-Batch toBatch(const Value& value) {
-  Batch b{};
-  b.numTokens = value.get("numTokens").int32();
-  b.numSeqs = value.get("numSeqs").int32();
-  b.numRows = value.get("numRows").int32();
-  b.numCopies = value.get("numCopies").int32(0, 1 << 28);
-  read(value, "tokens", b.tokens);
-  read(value, "positions", b.positions);
-  read(value, "slots", b.slots);
-  read(value, "queryStart", b.queryStart);
-  read(value, "contextLens", b.contextLens);
-  read(value, "blockTables", b.blockTables);
-  read(value, "blockTableStart", b.blockTableStart);
-  read(value, "rows", b.rows);
-  read(value, "copies", b.copies);
-  const Value sampling = value.get("sampling");
-  read(sampling, "temperature", b.temperature);
-  read(sampling, "topK", b.topK);
-  read(sampling, "topP", b.topP);
-  read(sampling, "minP", b.minP);
-  read(sampling, "seed", b.seed);
-  read(sampling, "draw", b.draw);
-  read(sampling, "repetitionPenalty", b.repetitionPenalty);
-  read(sampling, "presencePenalty", b.presencePenalty);
-  read(sampling, "frequencyPenalty", b.frequencyPenalty);
-  read(sampling, "historyStart", b.historyStart);
-  read(sampling, "historyTokens", b.historyTokens);
-  read(sampling, "historyCounts", b.historyCounts);
-  read(sampling, "biasStart", b.biasStart);
-  read(sampling, "biasTokens", b.biasTokens);
-  read(sampling, "biasValues", b.biasValues);
-  read(sampling, "logprobs", b.logprobs);
-  read(sampling, "targets", b.targets);
-  return b;
-}
-
-template <class T>
-T* output(const Value& object, const char* key, size_t size) {
-  const auto array = object.get(key).typedArray<T>();
-  if (array.size < size) object.get(key).fail("an array of " + std::to_string(size) + " elements");
-  return array.data;
+  return Handle::make(env, std::make_unique<Runner>(config, [&](double share) {
+                        if (progress.present()) progress.call(share);
+                      }));
 }
 
 napi_value step(napi_env env, const Arguments& arguments) {
-  Runner& runner = runnerOf(env, arguments[0]);
+  Runner& runner = Handle::get(env, arguments[0]);
   const Batch batch = toBatch(arguments[1]);
   const Value& result = arguments[2];
   const size_t rows = static_cast<size_t>(batch.numRows);
@@ -292,7 +200,7 @@ napi_value step(napi_env env, const Arguments& arguments) {
 }
 
 napi_value memoryOf(napi_env env, const Arguments& arguments) {
-  const Runner& runner = runnerOf(env, arguments[0]);
+  const Runner& runner = Handle::get(env, arguments[0]);
   Object memory(env);
   memory.set("weights", static_cast<double>(runner.weightBytes()));
   memory.set("workspace", static_cast<double>(runner.workspaceBytes()));
@@ -302,7 +210,7 @@ napi_value memoryOf(napi_env env, const Arguments& arguments) {
 
 // Fills a Float64Array with seconds and calls of each entry of Profile, alternating.
 napi_value profileOf(napi_env env, const Arguments& arguments) {
-  const Profile& profile = runnerOf(env, arguments[0]).profile();
+  const Profile& profile = Handle::get(env, arguments[0]).profile();
   const auto array = arguments[1].typedArray<double>();
   if (array.size < 2 * Profile::kEntries) arguments[1].fail("a longer array");
   for (int i = 0; i < Profile::kEntries; i++) {
@@ -313,27 +221,19 @@ napi_value profileOf(napi_env env, const Arguments& arguments) {
 }
 
 napi_value closeRunner(napi_env env, const Arguments& arguments) {
-  holderOf(env, arguments[0]).reset();
+  Handle::holder(env, arguments[0]).reset();
   return nullptr;
-}
-
-template <napi_value (*BODY)(napi_env, const Arguments&), size_t COUNT>
-void define(napi_env env, napi_value exports, const char* name) {
-  napi_value function;
-  js::check(env, napi_create_function(env, name, NAPI_AUTO_LENGTH, js::wrap<BODY, COUNT>, nullptr,
-                                      &function));
-  js::check(env, napi_set_named_property(env, exports, name, function));
 }
 
 napi_value init(napi_env env, napi_value exports) {
   try {
-    define<cpuFeatures, 0>(env, exports, "cpuFeatures");
-    define<kvBytesPerBlock, 3>(env, exports, "kvBytesPerBlock");
-    define<createRunner, 2>(env, exports, "createRunner");
-    define<step, 3>(env, exports, "step");
-    define<memoryOf, 1>(env, exports, "memory");
-    define<profileOf, 2>(env, exports, "profile");
-    define<closeRunner, 1>(env, exports, "close");
+    js::define<cpuFeatures, 0>(env, exports, "cpuFeatures");
+    js::define<kvBytesPerBlock, 3>(env, exports, "kvBytesPerBlock");
+    js::define<createRunner, 2>(env, exports, "createRunner");
+    js::define<step, 3>(env, exports, "step");
+    js::define<memoryOf, 1>(env, exports, "memory");
+    js::define<profileOf, 2>(env, exports, "profile");
+    js::define<closeRunner, 1>(env, exports, "close");
   } catch (...) {
     napi_throw_error(env, "ERR_NATIVE", "the addon cannot be initialised");
   }

@@ -1,6 +1,7 @@
 // The little of Node-API the addon needs, with errors as C++ exceptions. Nothing here outlives a call.
 #pragma once
 #include <cmath>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -213,5 +214,46 @@ napi_value wrap(napi_env env, napi_callback_info info) {
     return raise("ERR_NATIVE", error.what());
   }
 }
+
+template <napi_value (*BODY)(napi_env, const Arguments&), size_t COUNT>
+void define(napi_env env, napi_value exports, const char* name) {
+  napi_value function;
+  check(env, napi_create_function(env, name, NAPI_AUTO_LENGTH, wrap<BODY, COUNT>, nullptr, &function));
+  check(env, napi_set_named_property(env, exports, name, function));
+}
+
+// A native object in JavaScript's hands; the tag tells it from other externals.
+template <class T, const napi_type_tag& TAG>
+struct Handle {
+  static napi_value make(napi_env env, std::unique_ptr<T> object) {
+    auto holder = std::make_unique<std::unique_ptr<T>>(std::move(object));
+    napi_value external;
+    check(env, napi_create_external(env, holder.get(), destroy, nullptr, &external));
+    holder.release();
+    check(env, napi_type_tag_object(env, external, &TAG));
+    return external;
+  }
+
+  // Empty once it is closed.
+  static std::unique_ptr<T>& holder(napi_env env, const Value& value) {
+    bool ours = false;
+    if (value.type() == napi_external) {
+      check(env, napi_check_object_type_tag(env, value.raw(), &TAG, &ours));
+    }
+    if (!ours) value.fail("a runner");
+    void* data;
+    check(env, napi_get_value_external(env, value.raw(), &data));
+    return *static_cast<std::unique_ptr<T>*>(data);
+  }
+
+  static T& get(napi_env env, const Value& value) {
+    auto& object = holder(env, value);
+    if (!object) value.fail("a runner that is not closed");
+    return *object;
+  }
+
+ private:
+  static void destroy(napi_env, void* data, void*) { delete static_cast<std::unique_ptr<T>*>(data); }
+};
 
 }  // namespace millrace::js

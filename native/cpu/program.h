@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../batch.h"
 #include "weights.h"
 
 namespace millrace {
@@ -61,9 +62,7 @@ struct KvLayer {
   int kvHeads, headDim;
 };
 
-// Sizes fixed when the runner is made: RunnerOptions of src/backend/backend.ts.
-struct Limits {
-  int blockSize, numBlocks, maxTokens, maxSeqs, maxModelLen;
+struct Limits : BatchLimits {
   int rowTile;  // wanted rows whose logits are computed together
   bool keepLogits;
 };

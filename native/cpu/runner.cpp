@@ -27,6 +27,21 @@ T* at(uint8_t* base, size_t offset, size_t elements) {
   return reinterpret_cast<T*>(base + offset) + elements;
 }
 
+Step stepOf(const Batch& b) {
+  return {b.numTokens,        b.numSeqs,              b.numRows,          b.tokens.data,
+          b.positions.data,   b.slots.data,           b.queryStart.data,  b.contextLens.data,
+          b.blockTables.data, b.blockTableStart.data, b.rows.data};
+}
+
+SampleParams samplingOf(const Batch& b) {
+  return {b.temperature.data,      b.topK.data,            b.topP.data,
+          b.minP.data,             b.seed.data,            b.draw.data,
+          b.repetitionPenalty.data, b.presencePenalty.data, b.frequencyPenalty.data,
+          b.historyStart.data,     b.historyTokens.data,   b.historyCounts.data,
+          b.biasStart.data,        b.biasTokens.data,      b.biasValues.data,
+          b.logprobs.data,         b.targets.data};
+}
+
 }  // namespace
 
 Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& progress)
@@ -206,7 +221,7 @@ void Runner::eachRow(int rows, int width, Fn&& fn) {
 void Runner::step(const Batch& batch, const StepOutput& output) {
   const double start = secondsNow();
   checkBatch(batch, limits_, vocab());
-  step_ = batch.step();
+  step_ = stepOf(batch);
   // One pair after the other: a block may be the source of one and the target of another.
   for (int i = 0; i < batch.numCopies; i++) {
     pool_.parallel(pool_.size(), [&](int item, int) {
@@ -379,7 +394,7 @@ void Runner::attention(const Instruction* first, const Instruction& op) {
 
 void Runner::sample(const Batch& batch, int firstRow, int rows, const StepOutput& output) {
   const double start = secondsNow();
-  const SampleParams params = batch.sampling();
+  const SampleParams params = samplingOf(batch);
   eachRow(rows, vocab(), [&](int row, int thread) {
     const float* logits = floats(program_.logits, row);
     if (output.logits) {

@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "batch.h"
+#include "../batch.h"
 #include "isa.h"
 #include "memory.h"
 #include "moe.h"

@@ -5,10 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace millrace {
+#include "../batch.h"
 
-// Most alternatives a row may ask for: MAX_LOGPROBS in src/backend/backend.ts.
-constexpr int kMaxLogprobs = 20;
+namespace millrace {
 
 // SamplingBatch of src/backend/backend.ts, checked: token ids are in the vocabulary.
 struct SampleParams {

@@ -1,8 +1,7 @@
 // One step's input as it arrives from JavaScript, and the checks that memory safety stands on.
 #pragma once
-#include "kernels.h"
-#include "program.h"
-#include "sample.h"
+#include <cstddef>
+#include <cstdint>
 
 namespace millrace {
 
@@ -23,24 +22,19 @@ struct Batch {
   Span<int32_t> topK, historyStart, historyTokens, historyCounts, biasStart, biasTokens, logprobs,
       targets;
   Span<uint32_t> seed, draw;
-
-  Step step() const {
-    return {numTokens,       numSeqs,          numRows,          tokens.data,
-            positions.data,  slots.data,       queryStart.data,  contextLens.data,
-            blockTables.data, blockTableStart.data, rows.data};
-  }
-  SampleParams sampling() const {
-    return {temperature.data,   topK.data,          topP.data,          minP.data,
-            seed.data,          draw.data,          repetitionPenalty.data, presencePenalty.data,
-            frequencyPenalty.data, historyStart.data, historyTokens.data, historyCounts.data,
-            biasStart.data,     biasTokens.data,    biasValues.data,    logprobs.data,
-            targets.data};
-  }
 };
+
+// Sizes that an executor fixes when it is made: RunnerOptions of src/backend/backend.ts.
+struct BatchLimits {
+  int blockSize, numBlocks, maxTokens, maxSeqs, maxModelLen;
+};
+
+// Most alternatives a row may ask for: MAX_LOGPROBS in src/backend/backend.ts.
+constexpr int kMaxLogprobs = 20;
 
 // Throws std::invalid_argument if an array is too short or an index out of bounds. The same checks
 // with better messages stand in src/backend/check-batch.ts; these keep the process alive should a
-// caller go around them.
-void checkBatch(const Batch& batch, const Limits& limits, int vocab);
+// caller go around them. Tokens from -previousRows on name rows of the step before.
+void checkBatch(const Batch& batch, const BatchLimits& limits, int vocab, int previousRows = 0);
 
 }  // namespace millrace

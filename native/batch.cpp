@@ -32,7 +32,7 @@ size_t checkStarts(const Span<int32_t>& starts, size_t count, const char* name) 
   return starts[count];
 }
 
-void checkSequences(const Batch& b, const Limits& limits) {
+void checkSequences(const Batch& b, const BatchLimits& limits) {
   const size_t tokens = checkStarts(b.queryStart, b.numSeqs, "queryStart");
   if (tokens != static_cast<size_t>(b.numTokens)) fail("queryStart", "does not end at numTokens");
   const size_t blocks = checkStarts(b.blockTableStart, b.numSeqs, "blockTableStart");
@@ -69,12 +69,12 @@ void checkSampling(const Batch& b, int vocab) {
 
 }  // namespace
 
-void checkBatch(const Batch& b, const Limits& limits, int vocab) {
+void checkBatch(const Batch& b, const BatchLimits& limits, int vocab, int previousRows) {
   if (b.numTokens < 0 || b.numTokens > limits.maxTokens) fail("numTokens", "is out of range");
   if (b.numSeqs < 0 || b.numSeqs > limits.maxSeqs) fail("numSeqs", "is out of range");
   if (b.numRows < 0 || b.numRows > limits.maxTokens) fail("numRows", "is out of range");
   if (b.numCopies < 0) fail("numCopies", "is negative");
-  within(b.tokens, b.numTokens, 0, vocab, "tokens");
+  within(b.tokens, b.numTokens, -previousRows, vocab, "tokens");
   within(b.positions, b.numTokens, 0, limits.maxModelLen, "positions");
   // The cache is less than 2^31 tokens: the runner sees to it.
   within(b.slots, b.numTokens, 0, limits.numBlocks * limits.blockSize, "slots");
