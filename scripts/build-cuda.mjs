@@ -3,7 +3,7 @@
 // programs (test/cuda/check_*.cu) into build/cuda-checks. Needs the CUDA toolkit, no GPU.
 import { existsSync, readdirSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { join } from 'node:path';
+import { delimiter, dirname, join } from 'node:path';
 import { nodeHeaders } from './build-native.mjs';
 import { architectures, CUBLAS_ADVICE, findCublasHeader, findToolkit } from './cuda-toolkit.mjs';
 import { buildTargets, linked, object, root } from './incremental-build.mjs';
@@ -16,20 +16,18 @@ const toolkit = findToolkit();
 if (toolkit.missing) stop(toolkit.missing);
 const cublas = findCublasHeader(toolkit);
 if (!cublas) stop(CUBLAS_ADVICE);
-const { nvcc } = toolkit;
 const codes = archs();
 
+// Where things are stays out of the commands, so that build/ is current on another machine, too.
+// Folders of CPATH are searched last: a Python package may have headers of another version.
+process.env.PATH = `${dirname(toolkit.nvcc)}${delimiter}${process.env.PATH}`;
+process.env.CPATH = cublas;
+const nvcc = 'nvcc';
 const common = [
-  ...[
-    nvcc,
-    '-std=c++17',
-    '-O3',
-    '-Xcompiler=-fPIC,-fvisibility=hidden',
-    '-Inative',
-    '-Inative/cuda',
-  ],
-  // After the toolkit's own: a Python package may have headers of another version beside this one.
-  ...[`-I${nodeHeaders()}`, `-Xcompiler=-idirafter,${cublas}`],
+  ...[nvcc, '-std=c++17', '-O3', '-Xcompiler=-fPIC,-fvisibility=hidden'],
+  ...['-Inative', '-Inative/cuda', `-I${nodeHeaders()}`],
+  // Objects of two toolkits are not linked together.
+  `-DMILLRACE_CUDA_TOOLKIT=${toolkit.version.join('')}`,
 ];
 const kernels = ['-lineinfo', '--expt-relaxed-constexpr', ...codes];
 

@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
+import { dirname, join, relative } from 'node:path';
 import { buildTargets, linked, object, root } from './incremental-build.mjs';
 
 const cxx = process.env.CXX ?? 'g++';
@@ -58,9 +58,10 @@ function requireCompiler() {
   process.exit(1);
 }
 
+/** Relative to the root, where the compiler runs. */
 export function nodeHeaders() {
   const require = createRequire(import.meta.url);
-  return join(dirname(require.resolve('node-api-headers')), 'include');
+  return relative(root, join(dirname(require.resolve('node-api-headers')), 'include'));
 }
 
 function flagsFromEnvironment() {

@@ -8,18 +8,20 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 export const root = fileURLToPath(new URL('..', import.meta.url));
-const build = join(root, 'build');
+
+// Paths are relative to the root, so that build/ stays current where the project is copied to.
+const at = (path) => join(root, path);
 
 /** An object in `folder` of build/; `command` compiles `source` (relative to the root) but for -o. */
 export function object(source, command, folder = '') {
   const name = source.replaceAll(/[\\/]/g, '-').replace(/\.[a-z]+$/, '');
-  const path = join(build, folder, `${name}.o`);
+  const path = join('build', folder, `${name}.o`);
   return { source, path, stamp: `${path}.stamp`, command };
 }
 
 /** A file in build/ made of objects; `command(files, output)` is the whole command. */
 export function linked(name, objects, command) {
-  const output = join(build, name);
+  const output = join('build', name);
   return { name, output, objects, command, stamp: `${output}.stamp` };
 }
 
@@ -53,13 +55,13 @@ export async function buildTargets({ what, targets, prepare, extra = () => [], v
 
 /** The stamp holds the hash of command and inputs, then the inputs, one a line. */
 function isCurrent({ path, stamp, command }) {
-  if (!existsSync(path)) return false;
+  if (!existsSync(at(path))) return false;
   const [known, ...inputs] = (readOr(stamp) ?? '').split('\n');
   return known === inputHash(command, inputs);
 }
 
 function isLinked(target) {
-  return existsSync(target.output) && readOr(target.stamp) === linkHash(target);
+  return existsSync(at(target.output)) && readOr(target.stamp) === linkHash(target);
 }
 
 function linkHash({ objects, command, output }) {
@@ -68,31 +70,31 @@ function linkHash({ objects, command, output }) {
 }
 
 function inputHash(command, inputs) {
-  return hash([command.join(' '), ...inputs.map((path) => readOr(join(root, path)))].join('\0'));
+  return hash([command.join(' '), ...inputs.map((path) => readOr(path))].join('\0'));
 }
 
 async function compile({ source, path, stamp, command }, more) {
-  mkdirSync(dirname(path), { recursive: true });
+  mkdirSync(dirname(at(path)), { recursive: true });
   // Other processes may build or load at the same time: finished files appear by renaming.
   const temporary = `${path}.${process.pid}`;
   const dependencies = `${temporary}.d`;
   await run([...command, ...more, '-MMD', '-MF', dependencies, '-o', temporary], source);
-  const inputs = readFileSync(dependencies, 'utf8')
+  const inputs = readFileSync(at(dependencies), 'utf8')
     .replace(/^[^:]*:/, '')
     .split(/[\s\\]+/)
     .filter((name) => /^(native|test)\//.test(name));
-  rmSync(dependencies);
-  writeFileSync(stamp, [inputHash(command, inputs), ...inputs].join('\n'));
-  renameSync(temporary, path);
+  rmSync(at(dependencies));
+  writeFileSync(at(stamp), [inputHash(command, inputs), ...inputs].join('\n'));
+  renameSync(at(temporary), at(path));
 }
 
 async function link(target) {
-  mkdirSync(dirname(target.output), { recursive: true });
+  mkdirSync(dirname(at(target.output)), { recursive: true });
   const temporary = `${target.output}.${process.pid}`;
   const files = target.objects.map(({ path }) => path);
   await run(target.command(files, temporary), target.name);
-  renameSync(temporary, target.output);
-  writeFileSync(target.stamp, linkHash(target));
+  renameSync(at(temporary), at(target.output));
+  writeFileSync(at(target.stamp), linkHash(target));
 }
 
 function run(command, what) {
@@ -124,5 +126,5 @@ function hash(text) {
 }
 
 function readOr(path) {
-  return existsSync(path) ? readFileSync(path, 'utf8') : undefined;
+  return existsSync(at(path)) ? readFileSync(at(path), 'utf8') : undefined;
 }
