@@ -1,0 +1,314 @@
+#include "gemm.h"
+
+#include <cublasLt.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <stdexcept>
+
+namespace millrace::cuda {
+namespace {
+
+// Numbers of rows that are tuned; one between two takes the algorithm of the next.
+constexpr int kTunedRows[] = {1,   2,   4,   8,   16,  24,  32,   48,   64,   96,   128,
+                              192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384};
+constexpr int kCandidates = 16;      // of few rows
+constexpr int kLargeCandidates = 6;  // from kLargeRows on, where each takes long
+constexpr int kLargeRows = 1024;
+// Candidates that split the sum over k or need no workspace may come late in the library's list.
+constexpr int kPlainCandidates = 4;
+constexpr double kTimedSeconds = 200e-6;  // of one candidate
+constexpr int kMaxLaunches = 16;
+
+cudaDataType_t dataType(Elem elem) {
+  return elem == Elem::F32 ? CUDA_R_32F : elem == Elem::F16 ? CUDA_R_16F : CUDA_R_16BF;
+}
+
+}  // namespace
+
+struct Gemm::Library {
+  void* handle = nullptr;
+  cublasLtHandle_t context = nullptr;
+
+  decltype(&cublasLtCreate) create;
+  decltype(&cublasLtDestroy) destroy;
+  decltype(&cublasLtGetVersion) getVersion;
+  decltype(&cublasLtGetStatusString) statusString;
+  decltype(&cublasLtMatmul) matmul;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
+  decltype(&cublasLtMatmulAlgoCheck) algoCheck;
+  decltype(&cublasLtMatmulDescCreate) descCreate;
+  decltype(&cublasLtMatmulDescDestroy) descDestroy;
+  decltype(&cublasLtMatmulDescSetAttribute) descSet;
+  decltype(&cublasLtMatrixLayoutCreate) layoutCreate;
+  decltype(&cublasLtMatrixLayoutDestroy) layoutDestroy;
+  decltype(&cublasLtMatrixLayoutSetAttribute) layoutSet;
+  decltype(&cublasLtMatmulPreferenceCreate) preferenceCreate;
+  decltype(&cublasLtMatmulPreferenceDestroy) preferenceDestroy;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preferenceSet;
+
+  explicit Library(const std::vector<std::string>& names) {
+    std::string tried;
+    for (const std::string& name : names) {
+      handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+      if (handle) break;
+      tried += (tried.empty() ? "" : ", ") + name;
+    }
+    if (!handle) {
+      throw std::runtime_error(
+          "cuBLASLt was not found (tried " + tried +
+          "). Install the CUDA toolkit's cuBLAS or `pip install nvidia-cublas`, and set "
+          "LD_LIBRARY_PATH or CUDA_HOME to where it is");
+    }
+    load(create, "cublasLtCreate");
+    load(destroy, "cublasLtDestroy");
+    load(getVersion, "cublasLtGetVersion");
+    load(statusString, "cublasLtGetStatusString");
+    load(matmul, "cublasLtMatmul");
+    load(heuristic, "cublasLtMatmulAlgoGetHeuristic");
+    load(algoCheck, "cublasLtMatmulAlgoCheck");
+    load(descCreate, "cublasLtMatmulDescCreate");
+    load(descDestroy, "cublasLtMatmulDescDestroy");
+    load(descSet, "cublasLtMatmulDescSetAttribute");
+    load(layoutCreate, "cublasLtMatrixLayoutCreate");
+    load(layoutDestroy, "cublasLtMatrixLayoutDestroy");
+    load(layoutSet, "cublasLtMatrixLayoutSetAttribute");
+    load(preferenceCreate, "cublasLtMatmulPreferenceCreate");
+    load(preferenceDestroy, "cublasLtMatmulPreferenceDestroy");
+    load(preferenceSet, "cublasLtMatmulPreferenceSetAttribute");
+    require(create(&context), "cublasLtCreate");
+  }
+  // The library itself stays: others in this process may have opened it, and opening is slow.
+  ~Library() {
+    if (context) destroy(context);
+  }
+
+  template <class Function>
+  void load(Function& function, const char* name) {
+    function = reinterpret_cast<Function>(dlsym(handle, name));
+    if (!function) throw std::runtime_error(std::string("cuBLASLt lacks ") + name);
+  }
+
+  void require(cublasStatus_t status, const char* what) const {
+    if (status == CUBLAS_STATUS_SUCCESS) return;
+    throw CudaError(std::string(what) + ": " + statusString(status));
+  }
+};
+
+// A kind of product with the library's descriptions of it.
+struct Gemm::Kind {
+  Kind(const Library& library, const Product& product) : lib(library), product(product) {
+    const Elem outElem = product.floatOut ? Elem::F32 : product.elem;
+    lib.require(lib.descCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
+    // Column-major, as the library sees it: out^T [n, rows] = weight^T^T [n, k] . x^T [k, rows].
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    set(CUBLASLT_MATMUL_DESC_TRANSA, transposed);
+    const auto layout = [&](cublasLtMatrixLayout_t& to, Elem elem, int height, int64_t stride) {
+      lib.require(lib.layoutCreate(&to, dataType(elem), height, 1, stride),
+                  "cublasLtMatrixLayoutCreate");
+    };
+    layout(weight, product.elem, product.k, product.k);
+    const uint64_t columns = product.n;
+    lib.require(lib.layoutSet(weight, CUBLASLT_MATRIX_LAYOUT_COLS, &columns, sizeof(columns)),
+                "the layout of a weight");
+    layout(x, product.elem, product.k, product.xStride);
+    layout(out, outElem, product.n, product.outStride);
+    layout(residual, outElem, product.n, product.residual ? product.residualStride : product.outStride);
+    if (!product.bias || product.floatOut) return;
+    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+    biasInside = !candidates(kTunedRows[0], kWorkspaceBytes, 1).empty();
+    if (biasInside) return;
+    const cublasLtEpilogue_t none = CUBLASLT_EPILOGUE_DEFAULT;
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, none);
+  }
+  ~Kind() {
+    if (desc) lib.descDestroy(desc);
+    for (cublasLtMatrixLayout_t each : {weight, x, residual, out}) {
+      if (each) lib.layoutDestroy(each);
+    }
+  }
+
+  template <class T>
+  void set(cublasLtMatmulDescAttributes_t attribute, const T& value) {
+    lib.require(lib.descSet(desc, attribute, &value, sizeof(value)), "the description of a product");
+  }
+
+  void setRows(int count) {
+    if (count == rows) return;
+    const uint64_t columns = count;
+    for (cublasLtMatrixLayout_t each : {x, residual, out}) {
+      lib.require(lib.layoutSet(each, CUBLASLT_MATRIX_LAYOUT_COLS, &columns, sizeof(columns)),
+                  "the layout of rows");
+    }
+    rows = count;
+  }
+
+  // What the library proposes for this number of rows.
+  std::vector<cublasLtMatmulAlgo_t> candidates(int count, size_t workspace, int most) {
+    setRows(count);
+    cublasLtMatmulPreference_t preference = nullptr;
+    lib.require(lib.preferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+      lib.preferenceSet(preference, attribute, &value, sizeof(value));
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(workspace));
+    const uint32_t alignment = product.alignment;
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
+    std::vector<cublasLtMatmulHeuristicResult_t> results(most);
+    int found = 0;
+    const cublasStatus_t status = lib.heuristic(lib.context, desc, weight, x, residual, out,
+                                                preference, most, results.data(), &found);
+    lib.preferenceDestroy(preference);
+    std::vector<cublasLtMatmulAlgo_t> list;
+    if (status != CUBLAS_STATUS_SUCCESS) return list;
+    for (int i = 0; i < found; i++) {
+      if (results[i].state == CUBLAS_STATUS_SUCCESS) list.push_back(results[i].algo);
+    }
+    return list;
+  }
+
+  cublasStatus_t launch(const ProductCall& call, const cublasLtMatmulAlgo_t& algo, void* workspace,
+                        cudaStream_t stream) {
+    if (biasInside) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, call.bias);
+    const float one = 1, zero = 0;
+    return lib.matmul(lib.context, desc, &one, call.weight, weight, call.x, x,
+                      product.residual ? &one : &zero, product.residual ? call.residual : call.out,
+                      residual, call.out, out, &algo, workspace, kWorkspaceBytes, stream);
+  }
+
+  bool runs(const cublasLtMatmulAlgo_t& algo) {
+    cublasLtMatmulHeuristicResult_t result{};
+    return lib.algoCheck(lib.context, desc, weight, x, residual, out, &algo, &result) ==
+               CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= kWorkspaceBytes;
+  }
+
+  // The algorithm for this number of rows, decided when it first comes.
+  const cublasLtMatmulAlgo_t& choose(int count) {
+    const auto known = chosen.find(count);
+    if (known != chosen.end()) return known->second;
+    setRows(count);
+    for (auto near = tuned.lower_bound(count); near != tuned.end(); ++near) {
+      if (runs(near->second)) return chosen[count] = near->second;
+    }
+    for (auto near = tuned.rbegin(); near != tuned.rend(); ++near) {
+      if (runs(near->second)) return chosen[count] = near->second;
+    }
+    const auto list = candidates(count, kWorkspaceBytes, 1);
+    if (list.empty()) {
+      throw CudaError("cuBLASLt has no algorithm for a product of " + std::to_string(count) + " x " +
+                      std::to_string(product.k) + " x " + std::to_string(product.n));
+    }
+    return chosen[count] = list[0];
+  }
+
+  const Library& lib;
+  Product product;
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t weight = nullptr, x = nullptr, residual = nullptr, out = nullptr;
+  int rows = 1;  // in the layouts
+  bool biasInside = false;
+  std::map<int, cublasLtMatmulAlgo_t> tuned, chosen;
+};
+
+Gemm::Gemm(const std::vector<std::string>& libraries, void* workspace)
+    : library_(std::make_unique<Library>(libraries)), workspace_(workspace) {
+  // 12.4.5 is 120405.
+  const size_t version = library_->getVersion();
+  description_ = "cuBLASLt " + std::to_string(version / 10000) + "." +
+                 std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
+}
+
+Gemm::~Gemm() = default;
+
+int Gemm::add(const Product& product) {
+  for (size_t i = 0; i < kinds_.size(); i++) {
+    if (kinds_[i]->product == product) return static_cast<int>(i);
+  }
+  kinds_.push_back(std::make_unique<Kind>(*library_, product));
+  return static_cast<int>(kinds_.size()) - 1;
+}
+
+namespace {
+
+// Seconds of one launch: `launch(i)` many times in a graph, so that the time is the GPU's and not
+// that of the calls. Infinity if it cannot be launched.
+template <class Launch>
+double timed(Launch&& launch, int launches, Event& start, Event& end, cudaStream_t stream) {
+  constexpr double kNever = 1e30;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+  bool fine = true;
+  for (int i = 0; i < launches && fine; i++) fine = launch(i);
+  fine = cudaStreamEndCapture(stream, &graph) == cudaSuccess && fine;
+  fine = fine && cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess;
+  double seconds = kNever;
+  if (fine) {
+    start.record(stream);
+    check(cudaGraphLaunch(exec, stream), "cudaGraphLaunch");
+    end.record(stream);
+    end.wait();
+    seconds = end.secondsSince(start) / launches;
+  }
+  if (exec) cudaGraphExecDestroy(exec);
+  if (graph) cudaGraphDestroy(graph);
+  cudaGetLastError();  // of a capture that failed: the candidate is left out, no more
+  return seconds;
+}
+
+}  // namespace
+
+void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cudaStream_t stream) {
+  Kind& kind = *kinds_[id];
+  Event start(true), end(true);
+  for (int bucket : kTunedRows) {
+    const int rows = std::min(bucket, maxRows);
+    const bool large = rows >= kLargeRows;
+    auto list = kind.candidates(rows, kWorkspaceBytes, large ? kLargeCandidates : kCandidates);
+    for (const auto& plain : kind.candidates(rows, 0, kPlainCandidates)) {
+      const auto same = [&](const cublasLtMatmulAlgo_t& other) {
+        return std::memcmp(&other, &plain, sizeof(plain)) == 0;
+      };
+      if (std::none_of(list.begin(), list.end(), same)) list.push_back(plain);
+    }
+    size_t next = 0;
+    double best = 1e30;
+    for (const auto& algo : list) {
+      const auto launch = [&](int) {
+        return kind.launch(calls[next++ % calls.size()], algo, workspace_, stream) ==
+               CUBLAS_STATUS_SUCCESS;
+      };
+      if (!launch(0)) continue;  // also loads its code
+      const double once = timed(launch, 2, start, end, stream);
+      if (once > 2 * best) continue;
+      const int launches = static_cast<int>(
+          std::min<double>(kMaxLaunches, std::max(2.0, kTimedSeconds / std::max(once, 1e-9))));
+      const double seconds = timed(launch, launches, start, end, stream);
+      if (seconds < best) {
+        best = seconds;
+        kind.tuned[rows] = algo;
+      }
+    }
+    if (rows == maxRows) break;
+  }
+  check(cudaStreamSynchronize(stream), "choosing algorithms for products");
+}
+
+void Gemm::run(int id, const ProductCall& call, int rows, cudaStream_t stream) {
+  Kind& kind = *kinds_[id];
+  const cublasLtMatmulAlgo_t& algo = kind.choose(rows);
+  kind.setRows(rows);
+  library_->require(kind.launch(call, algo, workspace_, stream), "cublasLtMatmul");
+  const Product& product = kind.product;
+  if (!product.bias || kind.biasInside) return;
+  const Elem elem = product.floatOut ? Elem::F32 : product.elem;
+  addBias(elem, {call.out, product.outStride, product.n}, call.biasFloats, rows, stream);
+}
+
+}  // namespace millrace::cuda

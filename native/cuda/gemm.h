@@ -1,0 +1,68 @@
+// Dense products through cuBLASLt, which is opened at run time. Every kind of product is tuned when
+// the weights are there: candidates are timed with the weights of different layers in turn, so that
+// a matrix is not found in a cache where a step would not find it.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "device.h"
+#include "kernels.h"
+
+namespace millrace::cuda {
+
+// out [rows, n] = x [rows, k] . weight [n, k]^T (+ residual) (+ bias). Equal ones are tuned once.
+struct Product {
+  int n, k;
+  Elem elem;
+  bool floatOut;  // out is float32 whatever `elem`; without residual
+  bool residual, bias;
+  int64_t xStride, residualStride, outStride;  // elements
+  int alignment;  // bytes, of all pointers, at most 16
+  friend bool operator==(const Product& a, const Product& b) {
+    return a.n == b.n && a.k == b.k && a.elem == b.elem && a.floatOut == b.floatOut &&
+           a.residual == b.residual && a.bias == b.bias && a.xStride == b.xStride &&
+           a.residualStride == b.residualStride && a.outStride == b.outStride &&
+           a.alignment == b.alignment;
+  }
+};
+
+struct ProductCall {
+  const void* weight;
+  const void* x;
+  const void* residual;     // may be `out`
+  const void* bias;         // in the storage type
+  const float* biasFloats;  // the same
+  void* out;
+};
+
+class Gemm {
+ public:
+  static constexpr size_t kWorkspaceBytes = size_t(32) << 20;
+
+  // `libraries`: what to open, best first; `workspace` is kWorkspaceBytes of the device. Throws
+  // std::runtime_error that says what was tried.
+  Gemm(const std::vector<std::string>& libraries, void* workspace);
+  ~Gemm();
+
+  // The id of a kind of product.
+  int add(const Product& product);
+  // Chooses an algorithm for each number of rows up to `maxRows`. `calls` are what the product is
+  // used for, `progress` is called with the share done.
+  void tune(int id, const std::vector<ProductCall>& calls, int maxRows, cudaStream_t stream);
+  // Rows of the same number always take the same algorithm.
+  void run(int id, const ProductCall& call, int rows, cudaStream_t stream);
+  // Of the library, such as "cuBLASLt 13.1.0".
+  const std::string& description() const { return description_; }
+
+ private:
+  struct Library;
+  struct Kind;
+  std::unique_ptr<Library> library_;
+  std::vector<std::unique_ptr<Kind>> kinds_;
+  void* workspace_;
+  std::string description_;
+};
+
+}  // namespace millrace::cuda
