@@ -13,12 +13,14 @@ const PROMPT = Array.from({ length: 20 }, (_, i) => i);
 
 /** Requests that nobody sees the end of, however much faster the engine's thread is than this one. */
 const ENDLESS = { ignoreEos: true, maxTokens: undefined };
+/** The token at which an overlapping fake device is lost. */
+const NOT_62 = new Map([[62, -100]]);
 const ENDLESS_CONTEXT: Partial<EngineInfo> = { maxModelLen: 2 ** 20, numBlocks: 2 ** 19 };
 
 async function withEngine(
   use: (engine: Engine) => Promise<void>,
   limits: RequestLimits = {},
-  info: Partial<EngineInfo> = {},
+  info: Partial<EngineInfo> & { overlap?: boolean } = {},
 ): Promise<void> {
   const engine = await connectEngine(new Worker(WORKER, { workerData: info }), limits);
   try {
@@ -233,6 +235,34 @@ test('When the thread dies every request ends with an error and `failed` rejects
   });
   await engine.idle();
   await engine.close();
+});
+
+test('When the device is lost with steps in flight every request ends with an error and `failed` rejects', async () => {
+  const workerData = { ...ENDLESS_CONTEXT, overlap: true };
+  const engine = await connectEngine(new Worker(WORKER, { workerData }));
+  const innocent = complete(engine, request(engine, 'a', { ...ENDLESS, logitBias: NOT_62 }));
+  await stepWhere(engine, ({ stats }) => stats.generationTokens > 3);
+  const guilty = complete(engine, request(engine, 'b', {}, [62, 1]));
+  await assert.rejects(engine.failed, /token 62 cannot be computed/);
+  for (const deltas of [await innocent, await guilty]) {
+    assert.equal(deltas.at(-1)?.finish?.error?.code, 'engine_failed');
+    assert.equal(deltas.filter(({ finish }) => finish).length, 1);
+  }
+  await engine.close();
+});
+
+test('Closing collects what is in flight on a device that overlaps', async () => {
+  await withEngine(
+    async (engine) => {
+      const deltas = complete(engine, request(engine, 'a', { ...ENDLESS, logitBias: NOT_62 }));
+      await stepWhere(engine, ({ stats }) => stats.generationTokens > 3);
+      await engine.close();
+      assert.equal((await deltas).at(-1)?.finish?.reason, 'abort');
+      assert.equal(engine.stats().freeBlocks, engine.info.numBlocks);
+    },
+    {},
+    { ...ENDLESS_CONTEXT, overlap: true },
+  );
 });
 
 test('What is wrong with options or checkpoint rejects the start with its own error', async () => {

@@ -1,9 +1,13 @@
-/** An engine thread on a fake runner; a prompt that begins with token 63 kills the thread. */
+/**
+ * An engine thread on a fake runner; a prompt that begins with token 63 kills the thread. With
+ * `overlap` in its data the runner overlaps, and the device is lost at token 62.
+ */
 import { parentPort, workerData } from 'node:worker_threads';
 import type { EngineInfo } from '../../src/engine/api.js';
 import { EngineCore } from '../../src/engine/engine-core.js';
 import { serveEngine } from '../../src/engine/engine-loop.js';
 import { FakeRunner } from './fake-runner.js';
+import { OverlappingRunner } from './overlapping-runner.js';
 
 export const DEADLY_TOKEN = 63;
 
@@ -13,11 +17,14 @@ const info: EngineInfo = {
   ...{ maxNumSeqs: 4, maxNumBatchedTokens: 64, enablePrefixCaching: true },
   ...workerData,
 };
-const runner = new FakeRunner({
+const overlap = workerData?.overlap === true;
+const fake = new FakeRunner({
   ...info,
   maxTokens: info.maxNumBatchedTokens,
   maxSeqs: info.maxNumSeqs,
+  throwToken: overlap ? 62 : undefined,
 });
+const runner = overlap ? new OverlappingRunner(fake) : fake;
 const core = new EngineCore(runner, { ...info, schedulingPolicy: 'fcfs', eosTokenIds: [] });
 const step = core.step.bind(core);
 let deadly = false;

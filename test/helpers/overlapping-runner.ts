@@ -77,5 +77,5 @@ function copyOf<T extends object>(value: T): T {
 }
 
 function destroy(result: StepResult): void {
-  for (const array of Object.values(result)) (array as Int32Array).fill(-99);
+  for (const array of Object.values(result)) (array as Int32Array | undefined)?.fill(-99);
 }
