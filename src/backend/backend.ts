@@ -74,6 +74,8 @@ export interface ModelRunner {
   submit?(batch: StepBatch): void;
   /** Waits for the oldest uncollected step. The result is valid until the next call of `collect`. */
   collect?(): StepResult;
+  /** Time since the runner was made, by kind of operation; absent where that would slow steps down. */
+  profile?(): Record<string, { seconds: number; calls: number }>;
   /** Frees native memory; the runner cannot be used afterwards. */
   close(): void;
 }
