@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds, checks and measures the CUDA backend on a GPU machine in one command, under 10 minutes:
 #
-#     scripts/gpu.sh [build] [checks] [tests] [floors]      without a part: all of them
+#     scripts/gpu.sh [build] [checks] [tests] [floors]      without a part: these four
+#     scripts/gpu.sh sanitize                               the checks under compute-sanitizer
 #
 # The machine needs a GPU and its driver. Node may be carried along: NODE_ARCHIVE, or node.xz (the
 # binary alone) or node-*.tar.xz in this folder, the project's or the one above. Without npm, dist/
@@ -23,8 +24,8 @@ parts=("$@")
 [ ${#parts[@]} -eq 0 ] && parts=(build checks tests floors)
 for part in "${parts[@]}"; do
   case $part in
-    build | checks | tests | floors) ;;
-    *) echo "Unknown part $part: build, checks, tests or floors" >&2; exit 2 ;;
+    build | checks | tests | floors | sanitize) ;;
+    *) echo "Unknown part $part: build, checks, tests, floors or sanitize" >&2; exit 2 ;;
   esac
 done
 
@@ -36,6 +37,12 @@ began=$SECONDS
 note() {
   summary+=("$(printf '%-28s %-6s %s' "$1" "$2" "$3")")
   [ "$2" = FAIL ] && failed=1
+}
+
+# repeat TEXT: its lines in the summary, too
+repeat() {
+  local line
+  while IFS= read -r line; do summary+=("    $line"); done <<< "$1"
 }
 
 wants() { [[ " ${parts[*]} " == *" $1 "* ]]; }
@@ -96,23 +103,45 @@ build() {
   fi
 }
 
-checks() {
-  local program name log last
+# each_check LABEL SECONDS PREFIX... -- ARGUMENTS...: runs every check program
+each_check() {
+  local label=$1 seconds=$2 program name log last status
+  shift 2
+  local prefix=()
+  while [ "$1" != -- ]; do prefix+=("$1"); shift; done
+  shift
   if ! compgen -G 'build/cuda-checks/check_*' > /dev/null; then
     note checks FAIL 'no programs in build/cuda-checks: npm run build:cuda -- --checks'
     return
   fi
   for program in build/cuda-checks/check_*; do
     [[ $program == *.stamp ]] && continue
-    name=$(basename "$program")
+    name="$label$(basename "$program")"
     echo "== $name"
-    log=$(bounded 60 "$program" ${TIME:+--time} 2>&1)
-    local status=$?
+    log=$(bounded "$seconds" "${prefix[@]}" "$program" "$@" 2>&1)
+    status=$?
     echo "$log"
     last=$(echo "$log" | tail -1)
-    [ $status -eq 124 ] && last="not done in 60 s, after: $last"
-    if [ $status -eq 0 ]; then note "$name" ok "$last"; else note "$name" FAIL "$last"; fi
+    [ $status -eq 124 ] && last="not done in $seconds s, after: $last"
+    if [ $status -eq 0 ]; then
+      note "$name" ok "$last"
+    else
+      note "$name" FAIL "$last"
+      repeat "$(echo "$log" | grep -E 'FAIL|=========' | head -20)"
+    fi
   done
+}
+
+checks() { each_check '' 60 -- ${TIME:+--time}; }
+
+sanitize() {
+  local tool
+  tool=$(PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin" command -v compute-sanitizer)
+  if [ -z "$tool" ]; then
+    note sanitize FAIL 'compute-sanitizer is not in PATH or in the toolkit'
+    return
+  fi
+  each_check 'sanitizer ' 100 "$tool" --error-exitcode 9 -- --quick
 }
 
 tests() {
@@ -125,7 +154,7 @@ tests() {
     note tests ok "$(tail -1 "$log")"
   else
     note tests FAIL "$(tail -1 "$log")"
-    while IFS= read -r line; do summary+=("    $line"); done < <(grep -E '^ *(✖|HANGS)' "$log" | sort -u | head -30)
+    repeat "$(grep -E '^ *(✖|HANGS)' "$log" | sort -u | head -30)"
   fi
 }
 
@@ -134,10 +163,10 @@ floors() {
   echo '== floors'
   log=$(mktemp)
   bounded 300 node dist/bench/gpu/floors.js --budget 280 --runs "${RUNS:-3}" \
-    ${ONLY:+--only "$ONLY"} ${JSON:+--json "$JSON"} | tee "$log"
-  status=${PIPESTATUS[0]}
+    ${ONLY:+--only "$ONLY"} ${JSON:+--json "$JSON"} > "$log"
+  status=$?
   if [ "$status" -eq 0 ]; then note floors ok 'all met'; else note floors FAIL 'not all met'; fi
-  while IFS= read -r line; do summary+=("    $line"); done < "$log"
+  repeat "$(cat "$log")"
 }
 
 nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.max.sm --format=csv,noheader \
@@ -146,6 +175,7 @@ find_node || exit 1
 # What is current is not built again, so every part begins with it.
 build
 wants checks && checks
+wants sanitize && sanitize
 wants tests && tests
 wants floors && floors
 

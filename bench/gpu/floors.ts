@@ -59,7 +59,7 @@ for (const row of chosenRows(flags.only)) {
 
 const lines = outcomes.map(({ row, measured, problem }) => {
   const what = [`${row.name}: ${row.work}`, row.shape];
-  if (!measured) return [...what, '', '', '', problem?.split('\n')[0] ?? ''];
+  if (!measured) return [...what, '', '', '', problem?.split('\n')[0].slice(0, 100) ?? ''];
   const floor = floorOf(row, measured);
   const ratio = ratioTo(floor, row, measured);
   const [least, most] = [Math.min(...measured.values), Math.max(...measured.values)];
