@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 // Compiles native/cuda into build/millrace-cuda.node, and with --checks the kernels' own check
-// programs (test/cuda/check_*.cu) into build/cuda-checks. Needs the CUDA toolkit, no GPU.
+// programs (test/cuda/check_*.cu) into build/cuda-checks. With --kernels nothing but *.cu, which takes
+// no cublasLt.h: whether they compile. Needs the CUDA toolkit, no GPU.
 import { existsSync, readdirSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
@@ -9,19 +10,20 @@ import { architectures, CUBLAS_ADVICE, findCublasHeader, findToolkit } from './c
 import { buildTargets, linked, object, root } from './incremental-build.mjs';
 
 const args = process.argv.slice(2);
-const unknown = args.find((arg) => arg !== '--checks');
-if (unknown !== undefined) stop(`Unknown argument ${unknown}; the only one is --checks.`);
+const unknown = args.find((arg) => !['--checks', '--kernels'].includes(arg));
+if (unknown !== undefined) stop(`Unknown argument ${unknown}; there are --checks and --kernels.`);
+const kernelsOnly = args.includes('--kernels');
 
 const toolkit = findToolkit();
 if (toolkit.missing) stop(toolkit.missing);
 const cublas = findCublasHeader(toolkit);
-if (!cublas) stop(CUBLAS_ADVICE);
+if (!cublas && !kernelsOnly) stop(CUBLAS_ADVICE);
 const codes = archs();
 
 // Where things are stays out of the commands, so that build/ is current on another machine, too.
 // Folders of CPATH are searched last: a Python package may have headers of another version.
 process.env.PATH = `${dirname(toolkit.nvcc)}${delimiter}${process.env.PATH}`;
-process.env.CPATH = cublas;
+if (cublas) process.env.CPATH = cublas;
 const nvcc = 'nvcc';
 const common = [
   ...[nvcc, '-std=c++17', '-O3', '-Xcompiler=-fPIC,-fvisibility=hidden'],
@@ -39,9 +41,13 @@ const addon = linked('millrace-cuda.node', objects, (inputs, output) => [
   ...[nvcc, '-shared', '-cudart=static', ...codes, ...inputs, '-o', output, '-ldl', '-lpthread'],
 ]);
 // What a check does not call is left out of it, so the executor need not link without Node.
-const library = linked('cuda/all.a', objects, (inputs, output) => [
-  ...['ar', 'rcs', output, ...inputs],
-]);
+const archive = (inputs, output) => ['ar', 'rcs', output, ...inputs];
+const library = linked('cuda/all.a', objects, archive);
+const kernelLibrary = linked(
+  'cuda/kernels.a',
+  objects.filter(({ source }) => source.endsWith('.cu')),
+  archive,
+);
 const checks = files('test/cuda')
   .filter((path) => /\/check_[a-z]+\.cu$/.test(path))
   .map((path) => {
@@ -54,7 +60,9 @@ const checks = files('test/cuda')
 
 await buildTargets({
   what: `CUDA code (${codes.map((code) => code.split(',code=')[1]).join(', ')})`,
-  targets: [addon, ...(args.includes('--checks') ? [library, ...checks] : [])],
+  targets: kernelsOnly
+    ? [kernelLibrary]
+    : [addon, ...(args.includes('--checks') ? [library, ...checks] : [])],
   prepare: () => {},
   // Few files on many cores: the GPUs of one file side by side.
   extra: (stale) => [`--threads=${Math.max(1, Math.floor(availableParallelism() / stale.length))}`],
