@@ -99,7 +99,10 @@ test('a wrong command line ends with exit code 2 and a message without a stack',
     [['serve', MODEL, '--max-model-len', '9999'], /--max-model-len/],
     [['serve', MODEL, '--chat-template', 'no-such-file'], /--chat-template: ENOENT/],
     [['serve', MODEL, '--gpu-memory-utilization', '0.5'], /--gpu-memory-utilization is .* cuda/],
-    [['serve', MODEL, '--device', 'cuda', '--threads', '2'], /--threads is an option of device cpu/],
+    [
+      ['serve', MODEL, '--device', 'cuda', '--threads', '2'],
+      /--threads is an option of device cpu/,
+    ],
   ];
   const results = await Promise.all(cases.map(([args]) => run(...args)));
   for (const [i, { code, err, out }] of results.entries()) {
