@@ -6,12 +6,16 @@ import { root } from './helpers/root.js';
 
 /**
  * What each folder of src/ may import besides itself and errors.ts. Imports go downhill:
- * cli -> server, bench, tune -> engine -> backend, model; the tokenizer stands beside the model.
+ * cli -> server, bench, tune -> flags -> engine -> backend, model; the tokenizer stands beside the
+ * model.
  */
 const MAY_IMPORT: Record<string, string[]> = {
   'errors.ts': [],
+  'nearest.ts': [],
   'index.ts': ['llm.ts', 'engine', 'tokenizer', 'model', 'server'],
   'llm.ts': ['engine', 'tokenizer', 'model'],
+  // One parser and one table of the engine's flags, for every command.
+  flags: ['engine', 'backend', 'nearest.ts'],
   // GGUF files bring config, weights and tokenizer at once: gguf and model use each other's types.
   model: ['gguf'],
   gguf: ['model'],
@@ -19,11 +23,14 @@ const MAY_IMPORT: Record<string, string[]> = {
   backend: ['model'],
   engine: ['backend', 'model'],
   server: ['engine', 'tokenizer', 'model'],
-  bench: ['engine', 'tokenizer', 'model', 'backend'],
+  bench: ['flags', 'engine', 'tokenizer', 'model', 'backend'],
   tune: ['engine', 'tokenizer', 'model', 'backend'],
   // Making and judging quantized models: above the executors, beside the benchmark.
   quant: ['bench', 'tokenizer', 'model', 'backend'],
-  cli: ['server', 'bench', 'tune', 'quant', 'engine', 'tokenizer', 'backend', 'model', 'llm.ts'],
+  cli: [
+    ...['server', 'bench', 'tune', 'quant', 'flags', 'engine', 'tokenizer', 'backend', 'model'],
+    ...['llm.ts', 'nearest.ts'],
+  ],
 };
 
 const src = join(root, 'src');

@@ -2,7 +2,7 @@
  * Service level objectives: goodput is the rate of the requests that meet all of them (Zhong et
  * al., "DistServe", OSDI 2024). Defined as in docs/metrics.md.
  */
-import { InvalidParameterError } from '../errors.js';
+import { expected } from '../flags/flag.js';
 import { e2e, type RequestRecord, tpot, ttft } from './request-record.js';
 
 export type SloMetric = 'ttft' | 'tpot' | 'e2el';
@@ -10,14 +10,13 @@ export type SloMetric = 'ttft' | 'tpot' | 'e2el';
 /** Bounds in ms. */
 export type Slos = Partial<Record<SloMetric, number>>;
 
-/** Reads `ttft:500`, `tpot:50`, `e2el:10000` (or `e2e:`). Throws InvalidParameterError. */
+/** Reads `ttft:500`, `tpot:50`, `e2el:10000` (or `e2e:`). Throws UsageError. */
 export function parseSlos(texts: readonly string[]): Slos {
   const slos: Slos = {};
   for (const text of texts) {
     const match = /^(ttft|tpot|e2el?):(\d+(?:\.\d+)?)$/.exec(text);
     if (!match) {
-      const form = 'ttft:MS, tpot:MS or e2e:MS';
-      throw InvalidParameterError.expected(form, '--goodput', text);
+      throw expected('ttft:MS, tpot:MS or e2e:MS', 'goodput', text);
     }
     slos[match[1] === 'e2e' ? 'e2el' : (match[1] as SloMetric)] = Number(match[2]);
   }

@@ -68,8 +68,7 @@ function readWorkload(options: ServeOptions, tokenizer?: Tokenizer): Workload {
     case 'burstgpt':
       return burstGptWorkload(path, { seed, vocabulary });
     case 'mooncake': {
-      const jitter = options.traceJitter === undefined ? undefined : options.traceJitter * 1000;
-      return mooncakeWorkload(path, { seed, vocabulary, jitter });
+      return mooncakeWorkload(path, { seed, vocabulary, jitter: options.traceJitter });
     }
   }
 }

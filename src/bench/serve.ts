@@ -2,6 +2,7 @@
 import { writeFileSync } from 'node:fs';
 import { setTimeout as pause } from 'node:timers/promises';
 import { InvalidParameterError } from '../errors.js';
+import { parseFlags } from '../flags/parse-flags.js';
 import { LiveLine } from './live-line.js';
 import { runLoad } from './load.js';
 import { intendedTimes, type LoadedWorkload, loadWorkload } from './load-workload.js';
@@ -10,7 +11,8 @@ import { jsonReport, requestLines, sweepJson } from './report-json.js';
 import { sweepReport, textReport } from './report-text.js';
 import type { RequestRecord } from './request-record.js';
 import type { BenchResult, Settings, SweepPoint, SweepResult } from './result.js';
-import { parseServeOptions, SERVE_HELP, type ServeOptions } from './serve-options.js';
+import { BENCH_SERVE_FLAGS, BENCH_SERVE_HELP } from './serve-flags.js';
+import { type ServeOptions, serveOptions } from './serve-options.js';
 import { summarize } from './summary.js';
 import { type MeasuredPoint, sweep } from './sweep.js';
 import { firstModel, Target } from './target.js';
@@ -23,14 +25,16 @@ const SATURATING = 256;
 
 /**
  * Runs to its end and returns the exit code. The first SIGINT ends the run with a report of what
- * was measured; a second one ends the process. Throws InvalidParameterError.
+ * was measured; a second one ends the process. Throws UsageError
+ * or InvalidParameterError.
  */
 export async function benchServe(argv: readonly string[]): Promise<number> {
-  if (argv.includes('--help')) {
-    console.log(SERVE_HELP);
+  const flags = parseFlags(BENCH_SERVE_FLAGS, argv);
+  if (flags.values.help) {
+    console.log(BENCH_SERVE_HELP);
     return EXIT.ok;
   }
-  const options = parseServeOptions(argv);
+  const options = serveOptions(flags);
   const workload = await loadWorkload(options);
   if (workload.requests.length === 0) {
     throw InvalidParameterError.expected(
@@ -40,7 +44,7 @@ export async function benchServe(argv: readonly string[]): Promise<number> {
     );
   }
   const model =
-    options.model ?? (await firstModel(options.url, options.apiKey, options.readyTimeout * 1000));
+    options.model ?? (await firstModel(options.url, options.apiKey, options.readyTimeout));
   const target = makeTarget(options, workload, model);
   const settings = describe(options, workload, target);
   const controller = new AbortController();
@@ -68,7 +72,7 @@ function makeTarget(options: ServeOptions, workload: LoadedWorkload, model: stri
     model,
     apiKey,
     headers,
-    timeout: timeout * 1000,
+    timeout,
     extraBody: {
       temperature,
       ...(workload.ignoreEos ? { ignore_eos: true } : {}),

@@ -1,27 +1,27 @@
 /** `millrace bench serve | engine | compare`: measures servers and the engine, compares measurements. */
 import { compareFiles } from '../bench/compare.js';
-import { benchEngine } from '../bench/engine/bench-engine.js';
 import { benchServe } from '../bench/serve.js';
-import { InvalidParameterError } from '../errors.js';
+import { UsageError } from '../flags/flag.js';
+import { benchEngineCommand } from './bench-engine.js';
 
-const HELP = `millrace bench <command>
+const HELP = `Usage: millrace bench COMMAND
 
   serve --url URL [flags]    measures an OpenAI-compatible server (serve --help lists the flags)
   engine PATH [flags]        measures the engine without HTTP (engine --help lists the flags)
   compare A.json B.json      ratios of two measurements, with intervals
 `;
 
-/** Returns the exit code. Throws InvalidParameterError for a wrong command line. */
+/** Returns the exit code. Throws UsageError for a wrong command line. */
 export async function bench(argv: string[]): Promise<number> {
   const [command, ...rest] = argv;
   switch (command) {
     case 'serve':
       return benchServe(rest);
     case 'engine':
-      return benchEngine(rest);
+      return benchEngineCommand(rest);
     case 'compare': {
       if (rest.length !== 2) {
-        throw InvalidParameterError.expected('two JSON reports', 'bench compare', rest.join(' '));
+        throw new UsageError('Usage: millrace bench compare A.json B.json');
       }
       console.log(compareFiles(rest[0], rest[1]));
       return 0;
@@ -32,6 +32,6 @@ export async function bench(argv: string[]): Promise<number> {
       console.log(HELP);
       return 0;
     default:
-      throw InvalidParameterError.expected('serve, engine or compare', 'bench', command);
+      throw new UsageError(`Unknown bench command ${JSON.stringify(command)}\n\n${HELP}`);
   }
 }

@@ -11,7 +11,11 @@ import { keepAliveAgent, streamRequest } from '../bench/streaming-client.js';
 import { cell, textTable } from '../bench/text-table.js';
 import { now } from '../engine/api.js';
 import { ServerFailedError } from '../errors.js';
-import { flagHelp, integer, parseFlags, toggle, UsageError } from './flags.js';
+import { ENGINE_FLAGS } from '../flags/engine-flags.js';
+import { UsageError } from '../flags/flag.js';
+import { flagHelp } from '../flags/flag-help.js';
+import { HELP_FLAG, integer, toggle } from '../flags/kinds.js';
+import { parseFlags } from '../flags/parse-flags.js';
 import { type ServerProcess, startServerProcess } from './server-process.js';
 
 const PROMPTS = 64;
@@ -32,13 +36,8 @@ const FLAGS = {
     default: 8000,
     max: 65535,
   }),
-  threads: integer({
-    group: 'Options',
-    help: 'Compute threads.',
-    min: 1,
-    shownDefault: 'all cores',
-  }),
-  help: toggle({ group: 'Options', help: 'This text.', default: false }),
+  threads: { ...ENGINE_FLAGS.threads, group: 'Options' },
+  help: { ...HELP_FLAG, group: 'Options' },
 };
 
 const HELP = `Usage: millrace demo [options]

@@ -1,19 +1,22 @@
 /** `millrace eval PATH --against BASE`: what a model has lost against another. */
 import { writeFileSync } from 'node:fs';
-import { KV_CACHE_DTYPES } from '../backend/backend.js';
+import { loadBackend } from '../backend/load-backend.js';
+import { asUsage, DTYPES, ENGINE_FLAGS, MODEL_FLAGS } from '../flags/engine-flags.js';
+import { type FlagValues, pick, UsageError } from '../flags/flag.js';
+import { flagHelp } from '../flags/flag-help.js';
+import { choice, HELP_FLAG, integer, string } from '../flags/kinds.js';
+import { parseFlags } from '../flags/parse-flags.js';
 import { evaluate } from '../quant/evaluate.js';
-import { loadBackend, openModel, QUANT_DEVICES } from '../quant/load-runner.js';
+import { openModel } from '../quant/load-runner.js';
 import { parseQualityLimit, requireQuality } from '../quant/quality-limit.js';
 import { describeEvaluation } from '../quant/report-evaluation.js';
 import { BUNDLED_TEXT, readTexts, tokenSequences } from '../quant/texts.js';
 import { loadTokenizer } from '../tokenizer/load-tokenizer.js';
-import { choice, flagHelp, integer, parseFlags, string, toggle, UsageError } from './flags.js';
 import { shareProgress } from './share-progress.js';
 
 const MODEL = 'Model';
 const TEXT = 'Text';
 const OTHER = 'Other';
-const DTYPES = ['auto', 'float32', 'float16', 'bfloat16'] as const;
 
 const FLAGS = {
   against: string({
@@ -21,23 +24,7 @@ const FLAGS = {
     help: 'The model to compare with, such as the one that was quantized.',
     placeholder: 'BASE',
   }),
-  quantization: string({
-    group: MODEL,
-    help: 'How PATH is quantized at load: int8, int4, with -g32, -g64, -g128 and -asym.',
-    placeholder: 'SCHEME',
-  }),
-  'quantization-overrides': string({
-    group: MODEL,
-    help: 'PATTERN=SCHEME,... for single weights of PATH.',
-    placeholder: 'LIST',
-  }),
-  'kv-cache-dtype': choice({
-    group: MODEL,
-    help: 'KV cache of PATH.',
-    of: KV_CACHE_DTYPES,
-    default: 'auto',
-  }),
-  dtype: choice({ group: MODEL, help: 'Float type of PATH.', of: DTYPES, default: 'auto' }),
+  ...pick(MODEL_FLAGS, 'dtype', 'quantization', 'quantization-overrides'),
   'base-dtype': choice({ group: MODEL, help: 'Float type of BASE.', of: DTYPES, default: 'auto' }),
   text: string({
     group: TEXT,
@@ -62,9 +49,8 @@ const FLAGS = {
     help: 'Write the figures to this file.',
     placeholder: 'FILE',
   }),
-  device: choice({ group: OTHER, help: 'Executor.', of: QUANT_DEVICES, default: 'cpu' }),
-  threads: integer({ group: OTHER, help: 'Compute threads.', min: 1, shownDefault: 'all cores' }),
-  help: toggle({ group: OTHER, help: 'This text.', default: false }),
+  ...pick(ENGINE_FLAGS, 'kv-cache-dtype', 'device', 'enforce-eager', 'threads', 'cpu-isa'),
+  help: HELP_FLAG,
 } as const;
 
 const USAGE = 'Usage: millrace eval PATH --against BASE [options]';
@@ -86,16 +72,27 @@ export async function evalCommand(argv: string[]): Promise<number> {
   if (positionals.length !== 1 || flags.against === undefined) {
     throw new UsageError(`${USAGE}; --help tells the options`);
   }
-  const [path] = positionals;
+  const paths = { path: positionals[0], against: flags.against };
+  return judge(paths, flags).catch((error: unknown) => asUsage(FLAGS, error));
+}
+
+async function judge(
+  { path, against }: { path: string; against: string },
+  flags: FlagValues<typeof FLAGS>,
+): Promise<number> {
   const limit = flags['max-quality-loss'] && parseQualityLimit(flags['max-quality-loss']);
   const { quantization, 'quantization-overrides': quantizationOverrides, dtype } = flags;
   const model = openModel({ path, dtype, quantization, quantizationOverrides });
-  const base = openModel({ path: flags.against, dtype: flags['base-dtype'] });
+  const base = openModel({ path: against, dtype: flags['base-dtype'] });
   const texts = readTexts(flags.text ?? BUNDLED_TEXT, 'text');
-  const tokenizer = await loadTokenizer(flags.against);
+  const tokenizer = await loadTokenizer(against);
   const length = Math.min(flags['max-length'], model.config.maxModelLen, base.config.maxModelLen);
   const evaluation = evaluate({
-    backend: await loadBackend(flags),
+    backend: await loadBackend({
+      ...flags,
+      cpuIsa: flags['cpu-isa'],
+      enforceEager: flags['enforce-eager'],
+    }),
     model,
     base,
     kvCacheDtype: flags['kv-cache-dtype'],
@@ -105,7 +102,7 @@ export async function evalCommand(argv: string[]): Promise<number> {
   for (const note of model.notes) console.log(`note: ${note}`);
   console.log(describeEvaluation(evaluation));
   if (flags['output-json'] !== undefined) {
-    const report = { model: path, against: flags.against, quantization, ...evaluation };
+    const report = { model: path, against, quantization, ...evaluation };
     writeFileSync(flags['output-json'], `${JSON.stringify(report, null, 2)}\n`);
   }
   if (limit) requireQuality(limit, evaluation);

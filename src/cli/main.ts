@@ -1,6 +1,7 @@
 /** The `millrace` command: finds the command, loads only its code, and turns errors into exit codes. */
 import { InvalidParameterError, MillraceError } from '../errors.js';
-import { nearest, UsageError } from './flags.js';
+import { UsageError } from '../flags/flag.js';
+import { nearest } from '../nearest.js';
 import { readVersion } from './version.js';
 
 interface Command {
@@ -65,17 +66,13 @@ async function run(argv: readonly string[]): Promise<number> {
 /** 2 for a wrong command line, 1 for everything else. Only defects of ours show a stack. */
 function report(error: unknown): number {
   const usage = error instanceof UsageError || error instanceof InvalidParameterError;
-  if (usage || isParseArgsError(error)) {
+  if (usage) {
     console.error(error.message);
     return 2;
   }
   const known = error instanceof MillraceError || isSystemError(error);
   console.error(known ? `Error: ${error.message}` : error);
   return 1;
-}
-
-function isParseArgsError(error: unknown): error is Error {
-  return error instanceof TypeError && /^ERR_PARSE_ARGS/.test(errorCode(error));
 }
 
 /** EADDRINUSE, EACCES and the like: the message says it all. */

@@ -1,29 +1,24 @@
 /** `millrace quantize SRC DST`: writes a quantized checkpoint. */
 import { rmSync } from 'node:fs';
+import { loadBackend } from '../backend/load-backend.js';
 import { InvalidParameterError } from '../errors.js';
+import { asUsage, ENGINE_FLAGS } from '../flags/engine-flags.js';
+import { type FlagValues, pick, UsageError } from '../flags/flag.js';
+import { flagHelp } from '../flags/flag-help.js';
+import { choice, HELP_FLAG, integer, string, strings } from '../flags/kinds.js';
+import { parseFlags } from '../flags/parse-flags.js';
 import { parseScheme } from '../model/quantization.js';
 import type { IntegerStorage } from '../model/weights.js';
 import { evaluate } from '../quant/evaluate.js';
-import { loadBackend, openModel, QUANT_DEVICES } from '../quant/load-runner.js';
+import { openModel } from '../quant/load-runner.js';
 import { parseQualityLimit, requireQuality } from '../quant/quality-limit.js';
 import { quantizeCheckpoint } from '../quant/quantize-checkpoint.js';
 import { describeEvaluation } from '../quant/report-evaluation.js';
 import { BUNDLED_TEXT, readTexts, tokenSequences } from '../quant/texts.js';
 import { loadTokenizer } from '../tokenizer/load-tokenizer.js';
-import {
-  choice,
-  flagHelp,
-  integer,
-  parseFlags,
-  string,
-  strings,
-  toggle,
-  UsageError,
-} from './flags.js';
 import { shareProgress } from './share-progress.js';
 
 const QUANTIZATION = 'Quantization';
-const OTHER = 'Other';
 
 const FLAGS = {
   scheme: string({
@@ -64,9 +59,9 @@ const FLAGS = {
     help: 'Text to measure with; not that of the calibration.',
     placeholder: 'FILE',
   }),
-  device: choice({ group: OTHER, help: 'Executor.', of: QUANT_DEVICES, default: 'cpu' }),
-  threads: integer({ group: OTHER, help: 'Compute threads.', min: 1, shownDefault: 'all cores' }),
-  help: toggle({ group: OTHER, help: 'This text.', default: false }),
+  device: choice({ group: 'Engine', help: 'Executor.', of: ['cpu', 'reference'], default: 'cpu' }),
+  ...pick(ENGINE_FLAGS, 'threads', 'cpu-isa'),
+  help: HELP_FLAG,
 } as const;
 
 const USAGE = 'Usage: millrace quantize SRC DST --scheme SCHEME [options]';
@@ -93,7 +88,15 @@ export async function quantize(argv: string[]): Promise<number> {
     throw new UsageError(`${USAGE}; --help tells the options`);
   }
   const [source, target] = positionals;
-  const storage = requireScheme(flags.scheme);
+  const order = { source, target, scheme: flags.scheme };
+  return writeQuantized(order, flags).catch((error: unknown) => asUsage(FLAGS, error));
+}
+
+async function writeQuantized(
+  { source, target, scheme }: { source: string; target: string; scheme: string },
+  flags: FlagValues<typeof FLAGS>,
+): Promise<number> {
+  const storage = requireScheme(scheme);
   const method = flags.method ?? (storage.bits === 4 ? 'gptq' : 'rtn');
   const limit = flags['max-quality-loss'] && parseQualityLimit(flags['max-quality-loss']);
   const sequencesOf = async (texts: readonly string[], tokens: number) => {
@@ -102,7 +105,10 @@ export async function quantize(argv: string[]): Promise<number> {
   };
   const textsOf = (file: string | undefined, param: string, bundled: [number, number?]) =>
     file === undefined ? readTexts(BUNDLED_TEXT, param).slice(...bundled) : readTexts(file, param);
-  const backend = method === 'gptq' || limit ? await loadBackend(flags) : undefined;
+  const backend =
+    method === 'gptq' || limit
+      ? await loadBackend({ ...flags, cpuIsa: flags['cpu-isa'] })
+      : undefined;
   const calibration =
     backend && method === 'gptq'
       ? {
@@ -125,7 +131,7 @@ export async function quantize(argv: string[]): Promise<number> {
   for (const note of result.notes) console.log(`note: ${note}`);
   const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
   console.log(
-    `${target}: ${result.quantized} matrices to ${flags.scheme} (${method}) in ` +
+    `${target}: ${result.quantized} matrices to ${scheme} (${method}) in ` +
       `${((performance.now() - began) / 1000).toFixed(1)} s, weights ` +
       `${mebibytes(result.bytesBefore)} before, ${mebibytes(result.bytesAfter)} after`,
   );

@@ -5,15 +5,18 @@ import { createServer } from 'node:net';
 import type { Engine } from '../engine/api.js';
 import type { EngineOptions } from '../engine/engine-options.js';
 import { startEngine } from '../engine/start-engine.js';
-import { InvalidParameterError } from '../errors.js';
+import type { InvalidParameterError } from '../errors.js';
+import { asUsage } from '../flags/engine-flags.js';
+import { type FlagValues, UsageError } from '../flags/flag.js';
+import { flagHelp } from '../flags/flag-help.js';
+import { parseFlags } from '../flags/parse-flags.js';
 import { loadModel } from '../model/load-model.js';
 import { createLog } from '../server/log.js';
 import { type RunningServer, startServer } from '../server/server.js';
 import { loadTokenizer } from '../tokenizer/load-tokenizer.js';
 import type { Tokenizer } from '../tokenizer/tokenizer.js';
-import { type FlagValues, flagHelp, parseFlags, UsageError } from './flags.js';
+import { checkQuality } from './check-quality.js';
 import { SERVE_FLAGS } from './serve-flags.js';
-import { checkServedQuality } from './served-quality.js';
 import { readVersion } from './version.js';
 
 type ServeFlags = FlagValues<typeof SERVE_FLAGS>;
@@ -25,6 +28,9 @@ Exit code: 0 after a clean shutdown, 1 after an error or a shutdown that dropped
 wrong command line.
 
 ${flagHelp(SERVE_FLAGS)}`;
+
+/** Names an option that is wrong by its flag. */
+const refuse = (error: unknown): never => asUsage(SERVE_FLAGS, error);
 
 export async function serve(argv: string[]): Promise<number> {
   const { values: flags, positionals } = parseFlags(SERVE_FLAGS, argv);
@@ -44,15 +50,11 @@ export async function serve(argv: string[]): Promise<number> {
   const tokenizer = flags['skip-tokenizer-init'] ? undefined : await loadTokenizer(path);
   const chatTemplate = await readChatTemplate(flags, tokenizer);
   const options = engineOptions(path, flags);
-  const limit = flags['max-quality-loss'];
-  if (limit !== undefined) {
-    const { 'quality-base': base, 'quality-text': text } = flags;
-    await checkServedQuality(options, { limit, base, text }).catch(asUsage);
-  }
+  await checkQuality(options, flags).catch(refuse);
   console.log(`Loading ${path}`);
   const engine = await startEngine(options, {
     onProgress: loadingProgress(),
-  }).catch(asUsage);
+  }).catch(refuse);
   // Not before: while the model loads there is nothing to finish, and a signal ends the process at once.
   const signals = listenForSignals();
   try {
@@ -89,6 +91,8 @@ function engineOptions(path: string, flags: ServeFlags): EngineOptions {
     seed: flags.seed,
     maxModelLen: flags['max-model-len'],
     device: flags.device,
+    gpuMemoryUtilization: flags['gpu-memory-utilization'],
+    enforceEager: flags['enforce-eager'],
     threads: flags.threads,
     cpuIsa: flags['cpu-isa'],
     blockSize: flags['block-size'],
@@ -101,14 +105,6 @@ function engineOptions(path: string, flags: ServeFlags): EngineOptions {
     maxNumQueuedReqs: flags['max-num-queued-reqs'],
     maxNumQueuedTokens: flags['max-num-queued-tokens'],
   };
-}
-
-/** An option that the engine refuses is a wrong command line: name it as it was written. */
-function asUsage(error: unknown): never {
-  if (!(error instanceof InvalidParameterError) || error.param === undefined) throw error;
-  const flag = error.param.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
-  if (!Object.hasOwn(SERVE_FLAGS, flag)) throw error;
-  throw new UsageError(error.message.replaceAll(error.param, `--${flag}`));
 }
 
 /** Loading may take minutes: a taken port should show before. */

@@ -2,24 +2,9 @@
 import type { Backend, KvCacheDtype, ModelRunner, RunnerOptions } from '../backend/backend.js';
 import { type LoadedModel, type LoadModelOptions, loadModel } from '../model/load-model.js';
 
-export const QUANT_DEVICES = ['cpu', 'reference'] as const;
-
-export interface RunnerChoice {
-  readonly device?: (typeof QUANT_DEVICES)[number];
-  readonly threads?: number;
-}
-
 export interface ModelChoice extends LoadModelOptions {
   readonly path: string;
   readonly kvCacheDtype?: KvCacheDtype;
-}
-
-/** Executors are loaded by name, so that one that is not used need not be built. */
-export async function loadBackend({ device = 'cpu', threads }: RunnerChoice): Promise<Backend> {
-  if (device === 'reference') {
-    return (await import('../backend/reference/reference.js')).referenceBackend;
-  }
-  return (await import('../backend/cpu/cpu-backend.js')).createCpuBackend({ threads });
 }
 
 /** Throws as `loadModel` and `createRunner` do. */

@@ -5,10 +5,12 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { intendedTimes, loadWorkload } from '../../src/bench/load-workload.js';
 import { SeededRandom } from '../../src/bench/seeded-random.js';
-import { parseServeOptions } from '../../src/bench/serve-options.js';
+import { BENCH_SERVE_FLAGS } from '../../src/bench/serve-flags.js';
+import { serveOptions } from '../../src/bench/serve-options.js';
 import { mean } from '../../src/bench/statistics.js';
 import { drawLength, parseLengths } from '../../src/bench/workloads/lengths.js';
-import { InvalidParameterError } from '../../src/errors.js';
+import { UsageError } from '../../src/flags/flag.js';
+import { parseFlags } from '../../src/flags/parse-flags.js';
 import { root } from '../helpers/root.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'millrace-workloads-'));
@@ -21,7 +23,7 @@ function file(name: string, text: string): string {
 }
 
 function optionsOf(...flags: string[]) {
-  return parseServeOptions(['--url', 'http://127.0.0.1:1', ...flags]);
+  return serveOptions(parseFlags(BENCH_SERVE_FLAGS, ['--url', 'http://127.0.0.1:1', ...flags]));
 }
 
 async function load(...flags: string[]) {
@@ -87,7 +89,7 @@ test('Lengths have the mean and deviation of their distribution', () => {
     ['lognormal:100:60', 100, 60],
   ] as const;
   for (const [form, middle, deviation] of forms) {
-    const lengths = parseLengths(form, '--x');
+    const lengths = parseLengths(form, 'x');
     const drawn = Array.from({ length: 20_000 }, () => drawLength(lengths, random));
     const spread = Math.sqrt(mean(drawn.map((value) => (value - mean(drawn)) ** 2)));
     assert.ok(Math.abs(mean(drawn) - middle) < middle * 0.02, `${form}: mean ${mean(drawn)}`);
@@ -104,7 +106,7 @@ test('Lengths have the mean and deviation of their distribution', () => {
     '-4',
     'zipf:1:2',
   ]) {
-    assert.throws(() => parseLengths(wrong, '--random-input-len'), /--random-input-len/, wrong);
+    assert.throws(() => parseLengths(wrong, 'random-input-len'), /--random-input-len/, wrong);
   }
 });
 
@@ -248,7 +250,6 @@ test('Files that are something else are refused with their line', async () => {
 
 test('Wrong flags are refused by name', () => {
   const wrong: [string[], RegExp][] = [
-    [['--url', 'ftp://x'], /--url/],
     [['--request-rate', '0'], /--request-rate/],
     [['--request-rate', 'fast'], /--request-rate/],
     [['--max-concurrency', '1.5'], /--max-concurrency/],
@@ -265,8 +266,14 @@ test('Wrong flags are refused by name', () => {
   for (const [flags, message] of wrong) {
     assert.throws(
       () => optionsOf(...flags),
-      (error: Error) => error instanceof InvalidParameterError && message.test(error.message),
+      (error: Error) => error instanceof UsageError && message.test(error.message),
       flags.join(' '),
+    );
+  }
+  for (const flags of [[], ['--url', 'ftp://x']]) {
+    assert.throws(
+      () => serveOptions(parseFlags(BENCH_SERVE_FLAGS, flags)),
+      /http address for --url/,
     );
   }
 });

@@ -40,11 +40,17 @@ test('quantize deletes a checkpoint that lost more than it may', (t) => {
   assert.equal(existsSync(target), false);
 });
 
-test('serve refuses a model that lost more than it may, with the number', () => {
-  const args = ['--quantization', 'int4', '--max-quality-loss', 'kl=0.001', '--port', '0'];
-  const refused = millrace('serve', STORIES, ...args);
-  assert.equal(refused.status, 1, refused.stdout);
-  assert.match(refused.stderr, /mean KL divergence of 0\.0\d+/);
+test('serve and bench engine refuse a model that lost more than it may, with the number', () => {
+  const args = ['--quantization', 'int4', '--max-quality-loss', 'kl=0.001'];
+  for (const command of [
+    ['serve', STORIES, '--port', '0'],
+    ['bench', 'engine', STORIES],
+  ]) {
+    const refused = millrace(...command, ...args);
+    assert.equal(refused.status, 1, refused.stdout);
+    assert.match(refused.stderr, /mean KL divergence of 0\.0\d+/);
+    assert.doesNotMatch(refused.stdout, /listening|limits of this machine/);
+  }
   const idle = millrace('serve', STORIES, '--max-quality-loss', 'kl=0.1', '--port', '0');
   assert.equal(idle.status, 2);
   assert.match(idle.stderr, /--quality-base/);
@@ -59,5 +65,22 @@ test('A wrong command line is named and ends with 2', () => {
   usage(/Usage: millrace quantize/, 'quantize', STORIES);
   usage(/int8-g32/, 'quantize', STORIES, '/nowhere/x', '--scheme', 'int8-g32');
   usage(/Usage: millrace eval/, 'eval', STORIES);
-  usage(/kl=NATS/, 'eval', STORIES, '--against', STORIES, '--max-quality-loss', '5');
+  usage(
+    /Expected int8 or int4.* for --quantization/,
+    'bench',
+    'engine',
+    STORIES,
+    '--quantization',
+    '8',
+  );
+  usage(/Unknown bench command "engin"/, 'bench', 'engin');
+  usage(
+    /kl=NATS or ppl=PERCENT% for --max-quality-loss/,
+    'eval',
+    STORIES,
+    '--against',
+    STORIES,
+    '--max-quality-loss',
+    '5',
+  );
 });

@@ -228,7 +228,7 @@ function describeStorage({ weights, dtype, kvDtype }: NativeConfig): string {
     elements.set(name, (elements.get(name) ?? 0) + experts * n * k);
   }
   const names = [...elements].sort(([, a], [, b]) => b - a).map(([name]) => name);
-  if (names.length === 1 && names[0] === kvDtype) return `weights and KV cache in ${dtype}`;
+  if (names.length === 1 && names[0] === kvDtype) return `weights and KV cache in ${kvDtype}`;
   return `weights in ${names.join(' and ')}, KV cache in ${kvDtype}`;
 }
 

@@ -1,27 +1,25 @@
 /** `millrace bench engine PATH`: the engine without HTTP, beside the machine's limits. */
 import { writeFileSync } from 'node:fs';
+import type { Stored } from '../../backend/cost/cost.js';
+import { loadBackend } from '../../backend/load-backend.js';
 import { loadModel } from '../../model/load-model.js';
 import { cell } from '../text-table.js';
 import { calibrate } from './calibrate.js';
-import { BENCH_ENGINE_HELP, parseBenchEngineOptions } from './engine-options.js';
+import type { BenchEngineOptions } from './engine-options.js';
 import { type GridPoint, measureGrid } from './grid.js';
 import { InstrumentedEngine } from './instrumented-engine.js';
 import { breakdownText, rateTable, reportJson } from './report.js';
 
-/** Returns the exit code. Throws InvalidParameterError, ModelError, MemoryPlanError or NativeError. */
-export async function benchEngine(argv: readonly string[]): Promise<number> {
-  if (argv.includes('--help')) {
-    console.log(BENCH_ENGINE_HELP);
-    return 0;
-  }
-  const options = parseBenchEngineOptions(argv);
-  const { batchSizes, inputLens, outputLen, threads, isa, maxNumBatchedTokens, blockSize } =
-    options;
+/** Prints as it measures. Throws InvalidParameterError, ModelError, MemoryPlanError or NativeError. */
+export async function benchEngine(options: BenchEngineOptions): Promise<void> {
+  const { batchSizes, inputLens, outputLen } = options;
+  const { maxNumBatchedTokens, blockSize, kvCacheDtype } = options;
   const maxModelLen = Math.max(...inputLens) + outputLen;
   const { program, weights } = loadModel(options.model, { ...options, maxModelLen });
-  const machine = calibrate(program, weights.dtype, { threads, isa });
-  const engine = new InstrumentedEngine(program, weights, {
-    ...{ threads, isa, maxModelLen, maxNumBatchedTokens, blockSize },
+  const backend = await loadBackend(options);
+  const machine = calibrate(program, weights, backend);
+  const engine = new InstrumentedEngine(backend, program, weights, {
+    ...{ maxModelLen, maxNumBatchedTokens, blockSize, kvCacheDtype },
     maxNumSeqs: Math.max(...batchSizes),
   });
   const points: GridPoint[] = [];
@@ -29,9 +27,11 @@ export async function benchEngine(argv: readonly string[]): Promise<number> {
     console.log(`${options.model}: ${engine.description}`);
     console.log(
       `limits of this machine, measured: ${cell(machine.flopsPerSecond / 1e9)} GFLOP/s in products ` +
-        `of 512 rows, ${cell(machine.bytesPerSecond / 1e9)} GB/s of weights for one row\n`,
+        `of many rows, ${cell(machine.bytesPerSecond / 1e9)} GB/s of weights for one row\n`,
     );
-    const subject = { engine, program, dtype: weights.dtype, machine };
+    const { dtype } = weights;
+    const storage: Stored['storage'] = (weight) => weights.storage(weight);
+    const subject = { engine, program, stored: { dtype, storage, kvCacheDtype }, machine };
     for (const point of measureGrid(subject, options)) {
       points.push(point);
       if (!options.breakdown) continue;
@@ -50,5 +50,4 @@ export async function benchEngine(argv: readonly string[]): Promise<number> {
     });
     writeFileSync(options.outputJson, `${JSON.stringify(report, null, 1)}\n`);
   }
-  return 0;
 }

@@ -1,7 +1,6 @@
 /** Where the time of a series of steps went, beside what the roofline allows. */
-import { costOfStep, type Machine, rooflineSeconds } from '../../backend/cost/cost.js';
+import { costOfStep, type Machine, rooflineSeconds, type Stored } from '../../backend/cost/cost.js';
 import type { Program } from '../../model/program.js';
-import type { DType } from '../../model/weights.js';
 import { duration, type Phases, type StepRecord } from './instrumented-engine.js';
 
 export interface OperationTime {
@@ -41,7 +40,7 @@ const NO_PHASES: Phases = { schedule: 0, build: 0, compute: 0, apply: 0, publish
 export function breakdown(
   steps: readonly StepRecord[],
   program: Program,
-  dtype: DType,
+  stored: Stored,
   machine: Machine,
 ): Breakdown {
   const phases = { ...NO_PHASES };
@@ -63,7 +62,7 @@ export function breakdown(
     }
   }
   for (const step of steps) {
-    for (const cost of costOfStep(program, dtype, step.shape)) {
+    for (const cost of costOfStep(program, stored, step.shape)) {
       const { kind } = cost.op;
       const entry = operation(operations.has(kind) ? kind : (FUSED_INTO[kind] ?? kind));
       const seconds = rooflineSeconds([cost], machine);

@@ -1,119 +1,112 @@
-/** The flags of `millrace bench engine`: vLLM's `bench latency` and `bench throughput` where they have one. */
-import { parseArgs } from 'node:util';
-import { CPU_ISAS, type CpuIsa } from '../../backend/cpu/native.js';
-import { InvalidParameterError } from '../../errors.js';
+/**
+ * The flags of `millrace bench engine`: vLLM's `bench latency` and `bench throughput` where they have
+ * one, and the engine's own where it has.
+ */
+import type { KvCacheDtype } from '../../backend/backend.js';
+import type { DeviceOptions } from '../../backend/load-backend.js';
+import { ENGINE_FLAGS, MODEL_FLAGS, QUALITY_FLAGS } from '../../flags/engine-flags.js';
+import { expected, pick, UsageError } from '../../flags/flag.js';
+import { flagHelp } from '../../flags/flag-help.js';
+import { HELP_FLAG, integer, integers, string, toggle } from '../../flags/kinds.js';
+import type { ParsedFlags } from '../../flags/parse-flags.js';
 import type { LoadModelOptions } from '../../model/load-model.js';
 import type { GridOptions } from './grid.js';
 
 export interface BenchEngineOptions
   extends GridOptions,
-    Required<Pick<LoadModelOptions, 'dtype' | 'loadFormat'>> {
+    Required<Pick<LoadModelOptions, 'dtype' | 'loadFormat'>>,
+    Pick<LoadModelOptions, 'quantization' | 'quantizationOverrides'>,
+    DeviceOptions {
   model: string;
   maxNumBatchedTokens: number;
   blockSize: number;
-  threads?: number;
-  isa?: CpuIsa;
+  kvCacheDtype: KvCacheDtype;
   breakdown: boolean;
   outputJson?: string;
 }
 
-export const BENCH_ENGINE_HELP = `millrace bench engine PATH [flags]
+const GRID = 'Grid';
+const OTHER = 'Other';
 
-Measures the engine on the CPU without HTTP: prompts of random tokens, all at once, greedy. Prints
+export const BENCH_ENGINE_FLAGS = {
+  'batch-sizes': integers({
+    group: GRID,
+    help: 'Requests at once.',
+    min: 1,
+    default: [1, 4, 16, 32, 64],
+  }),
+  'input-lens': integers({ group: GRID, help: 'Tokens of each prompt.', min: 1, default: [128] }),
+  'output-len': integer({
+    group: GRID,
+    help: 'Tokens each request generates.',
+    min: 1,
+    default: 32,
+  }),
+  'num-iters': integer({
+    group: GRID,
+    help: 'Measured repetitions of each point.',
+    min: 1,
+    default: 3,
+  }),
+  'num-iters-warmup': integer({
+    group: GRID,
+    help: 'Repetitions before that do not count.',
+    default: 1,
+  }),
+  seed: integer({ group: GRID, help: 'Of prompts and of dummy weights.', default: 0 }),
+  ...pick(MODEL_FLAGS, 'dtype', 'quantization', 'quantization-overrides', 'load-format'),
+  ...QUALITY_FLAGS,
+  ...pick(ENGINE_FLAGS, 'max-num-batched-tokens', 'block-size', 'kv-cache-dtype'),
+  ...pick(ENGINE_FLAGS, 'device', 'enforce-eager', 'threads', 'cpu-isa'),
+  breakdown: toggle({ group: OTHER, help: 'Rates only.', default: true }),
+  'output-json': string({ group: OTHER, help: 'Write the figures.', placeholder: 'FILE' }),
+  help: HELP_FLAG,
+} as const;
+
+const USAGE = 'Usage: millrace bench engine PATH [options]';
+
+export const BENCH_ENGINE_HELP = `${USAGE}
+
+Measures the engine without HTTP, each step by itself: prompts of random tokens, all at once, greedy. Prints
 prefill and decode rates over a grid, and where the time of a step goes beside the roofline.
 
-  --batch-sizes N,N,...      requests at once, default 1,4,16,32,64
-  --input-lens N,N,...       tokens of each prompt, default 128
-  --output-len N             tokens each request generates, default 32
-  --num-iters N              measured repetitions of each point, default 3
-  --num-iters-warmup N       repetitions before that do not count, default 1
-  --load-format F            auto, safetensors or dummy (needs config.json only)
-  --dtype D                  auto, float32, float16 or bfloat16
-  --seed N                   of prompts and dummy weights, default 0
-  --max-num-batched-tokens N tokens in one step, default 2048
-  --block-size N             tokens in a block of the KV cache, default 16
-  --threads N                default: all cores
-  --cpu-isa ISA              ${CPU_ISAS.join(', ')}; default: the best this machine has
-  --no-breakdown             rates only
-  --output-json FILE
-`;
+${flagHelp(BENCH_ENGINE_FLAGS)}`;
 
-/** Throws InvalidParameterError that names the flag. */
-export function parseBenchEngineOptions(argv: readonly string[]): BenchEngineOptions {
-  const { values, positionals } = parse(argv);
-  const [model, stray] = positionals;
-  if (model === undefined) {
-    throw InvalidParameterError.expected('path of a checkpoint', 'bench engine', undefined);
-  }
-  if (stray !== undefined) throw InvalidParameterError.expected('one path', 'bench engine', stray);
-  const batchSizes = integers('batch-sizes', values['batch-sizes'] ?? '1,4,16,32,64');
-  const maxNumBatchedTokens = integer(
-    'max-num-batched-tokens',
-    values['max-num-batched-tokens'] ?? '2048',
-  );
+/** Throws UsageError that names the flag. */
+export function benchEngineOptions({
+  values,
+  positionals,
+}: ParsedFlags<typeof BENCH_ENGINE_FLAGS>): BenchEngineOptions {
+  if (positionals.length !== 1) throw new UsageError(`${USAGE}; --help tells the options`);
+  const batchSizes = values['batch-sizes'];
   const largest = Math.max(...batchSizes);
+  const maxNumBatchedTokens = values['max-num-batched-tokens'] ?? Math.max(2048, largest);
   if (largest > maxNumBatchedTokens) {
     const what = `at least the largest batch size (${largest})`;
-    throw InvalidParameterError.expected(what, 'max-num-batched-tokens', maxNumBatchedTokens);
+    throw expected(what, 'max-num-batched-tokens', `${maxNumBatchedTokens}`);
   }
-  const blockSize = integer('block-size', values['block-size'] ?? '16');
-  if (blockSize % 16 !== 0) {
-    throw InvalidParameterError.expected('multiple of 16', 'block-size', blockSize);
-  }
+  const blockSize = values['block-size'];
+  if (blockSize % 16 !== 0) throw expected('multiple of 16', 'block-size', `${blockSize}`);
   return {
-    model,
+    model: positionals[0],
     batchSizes,
-    inputLens: integers('input-lens', values['input-lens'] ?? '128'),
-    outputLen: integer('output-len', values['output-len'] ?? '32'),
-    numIters: integer('num-iters', values['num-iters'] ?? '3'),
-    numItersWarmup: integer('num-iters-warmup', values['num-iters-warmup'] ?? '1', 0),
-    seed: integer('seed', values.seed ?? '0', 0),
+    inputLens: values['input-lens'],
+    outputLen: values['output-len'],
+    numIters: values['num-iters'],
+    numItersWarmup: values['num-iters-warmup'],
+    seed: values.seed,
     maxNumBatchedTokens,
     blockSize,
-    // loadModel and the backend check these themselves.
-    loadFormat: (values['load-format'] ?? 'auto') as BenchEngineOptions['loadFormat'],
-    dtype: (values.dtype ?? 'auto') as BenchEngineOptions['dtype'],
-    threads: values.threads === undefined ? undefined : integer('threads', values.threads),
-    isa: values['cpu-isa'] as CpuIsa | undefined,
-    breakdown: !values['no-breakdown'],
+    kvCacheDtype: values['kv-cache-dtype'],
+    loadFormat: values['load-format'],
+    dtype: values.dtype,
+    quantization: values.quantization,
+    quantizationOverrides: values['quantization-overrides'],
+    device: values.device,
+    enforceEager: values['enforce-eager'],
+    threads: values.threads,
+    cpuIsa: values['cpu-isa'],
+    breakdown: values.breakdown,
     outputJson: values['output-json'],
   };
-}
-
-function parse(argv: readonly string[]) {
-  const text = { type: 'string' } as const;
-  try {
-    return parseArgs({
-      args: [...argv],
-      allowPositionals: true,
-      options: {
-        'batch-sizes': text,
-        'input-lens': text,
-        'output-len': text,
-        'num-iters': text,
-        'num-iters-warmup': text,
-        'load-format': text,
-        dtype: text,
-        seed: text,
-        'max-num-batched-tokens': text,
-        'block-size': text,
-        threads: text,
-        'cpu-isa': text,
-        'no-breakdown': { type: 'boolean' },
-        'output-json': text,
-      },
-    });
-  } catch (error) {
-    throw new InvalidParameterError((error as Error).message, { param: 'bench engine' });
-  }
-}
-
-function integers(name: string, text: string): number[] {
-  return text.split(',').map((part) => integer(name, part));
-}
-
-function integer(name: string, text: string, min = 1): number {
-  const value = /^\d+$/.test(text.trim()) ? Number(text) : Number.NaN;
-  if (Number.isSafeInteger(value) && value >= min) return value;
-  throw InvalidParameterError.expected(`integer of at least ${min}`, name, text);
 }

@@ -1,7 +1,6 @@
 /** Measures prefill and decode at each batch size and prompt length. */
-import type { Machine } from '../../backend/cost/cost.js';
+import type { Machine, Stored } from '../../backend/cost/cost.js';
 import type { Program } from '../../model/program.js';
-import type { DType } from '../../model/weights.js';
 import { SeededRandom } from '../seeded-random.js';
 import { type Breakdown, breakdown } from './breakdown.js';
 import { duration, type InstrumentedEngine, type StepRecord } from './instrumented-engine.js';
@@ -31,7 +30,7 @@ export interface GridPoint {
 export interface Subject {
   engine: InstrumentedEngine;
   program: Program;
-  dtype: DType;
+  stored: Stored;
   machine: Machine;
 }
 
@@ -72,7 +71,7 @@ export function split(steps: readonly StepRecord[], batchSize: number): Run {
 }
 
 function point(
-  { program, dtype, machine }: Subject,
+  { program, stored, machine }: Subject,
   { batchSize, inputLen }: { batchSize: number; inputLen: number },
   runs: readonly Run[],
 ): GridPoint {
@@ -80,7 +79,7 @@ function point(
     steps.reduce((sum, step) => sum + duration(step), 0);
   const middle = (of: (run: Run) => StepRecord[]) => {
     const sorted = runs.map(of).sort((a, b) => seconds(a) - seconds(b));
-    return breakdown(sorted[Math.floor(sorted.length / 2)], program, dtype, machine);
+    return breakdown(sorted[Math.floor(sorted.length / 2)], program, stored, machine);
   };
   const decodes = runs.filter(({ decode }) => decode.length > 0);
   return {

@@ -1,30 +1,32 @@
 /**
- * The engine core on the CPU executor in this thread, with every step taken apart: host phases from
- * the step report, operation kinds from the executor's profile, and the step's shape, from which
- * the cost executor tells what it should have taken.
+ * The engine core on an executor in this thread, with every step taken apart: host phases from the
+ * step report, operation kinds from the executor's profile if it has one, and the step's shape,
+ * from which the cost executor tells what it should have taken.
  */
 import { MessageChannel, type MessagePort, receiveMessageOnPort } from 'node:worker_threads';
-import type { StepBatch, StepResult } from '../../backend/backend.js';
+import type {
+  Backend,
+  KvCacheDtype,
+  ModelRunner,
+  StepBatch,
+  StepResult,
+} from '../../backend/backend.js';
 import type { StepShape } from '../../backend/cost/cost.js';
-import {
-  type CpuBackendOptions,
-  type CpuRunner,
-  createCpuBackend,
-} from '../../backend/cpu/cpu-backend.js';
 import { now } from '../../engine/api.js';
 import { EngineCore } from '../../engine/engine-core.js';
-import { freeMemory } from '../../engine/free-memory.js';
-import { planMemory } from '../../engine/memory-plan.js';
+import { blockBytes, planRunner } from '../../engine/plan-runner.js';
 import { samplingParams } from '../../engine/sampling-params.js';
 import { readDeltas } from '../../engine/step-output.js';
 import type { Program } from '../../model/program.js';
 import type { WeightSource } from '../../model/weights.js';
 
-export interface InstrumentedOptions extends CpuBackendOptions {
+export interface InstrumentedOptions {
   maxModelLen: number;
   maxNumSeqs: number;
   maxNumBatchedTokens: number;
   blockSize: number;
+  /** Default `auto`. */
+  kvCacheDtype?: KvCacheDtype;
 }
 
 /** Seconds of one step by what they went to; their sum is the step's duration. */
@@ -60,33 +62,38 @@ export interface Batch {
 export class InstrumentedEngine {
   readonly description: string;
   readonly #program: Program;
-  readonly #runner: CpuRunner;
+  readonly #runner: ModelRunner;
   readonly #core: EngineCore;
   readonly #options: InstrumentedOptions;
   readonly #sender: MessagePort;
   readonly #receiver: MessagePort;
   #handles = 0;
-  /** Of the current step. */
-  #shape: StepShape = { sequences: [], rows: 0 };
+  /** Of the steps submitted and not reported. */
+  readonly #shapes: StepShape[] = [];
+  /** In the executor, waiting for it included, during the current call of the core. */
   #computeMs = 0;
 
   /** Throws MemoryPlanError if `maxNumSeqs` sequences of `maxModelLen` do not fit into the memory. */
-  constructor(program: Program, weights: WeightSource, options: InstrumentedOptions) {
+  constructor(
+    backend: Backend,
+    program: Program,
+    weights: WeightSource,
+    options: InstrumentedOptions,
+  ) {
     const { maxModelLen, maxNumSeqs, maxNumBatchedTokens, blockSize } = options;
-    const backend = createCpuBackend(options);
-    // A program without attention keeps nothing, but slots are numbered all the same.
-    const bytes = Math.max(1, backend.kvBytesPerBlock(program, blockSize, weights.dtype));
+    const { kvCacheDtype = 'auto' } = options;
+    const model = { program, weights };
+    const sizes = { blockSize, maxModelLen, maxNumSeqs, maxNumBatchedTokens, kvCacheDtype };
     const numBlocks = maxNumSeqs * Math.ceil(maxModelLen / blockSize);
-    planMemory({
-      ...{ program, weights, freeMemory: freeMemory(), kvBytesPerBlock: bytes },
-      ...{ blockSize, maxModelLen, maxNumSeqs, maxNumBatchedTokens },
+    planRunner(backend, model, {
+      ...sizes,
       maxModelLenGiven: true,
-      kvCacheMemory: numBlocks * bytes,
+      kvCacheMemory: numBlocks * blockBytes(backend, model, sizes),
     });
     this.#program = program;
     this.#options = options;
     this.#runner = backend.createRunner(program, weights, {
-      ...{ blockSize, numBlocks, maxModelLen },
+      ...{ blockSize, numBlocks, maxModelLen, kvCacheDtype },
       maxTokens: maxNumBatchedTokens,
       maxSeqs: maxNumSeqs,
     });
@@ -95,7 +102,10 @@ export class InstrumentedEngine {
       {
         memory: this.#runner.memory,
         description: this.#runner.description,
-        step: (batch) => this.#timedStep(batch),
+        overlaps: this.#runner.overlaps,
+        step: (batch) => this.#runStep(batch),
+        submit: (batch) => this.#submit(batch),
+        collect: () => this.#timed(() => this.#runner.collect!()),
         close: () => this.#runner.close(),
       },
       {
@@ -134,9 +144,10 @@ export class InstrumentedEngine {
   }
 
   #step(waiting: Set<number>): StepRecord {
-    const before = this.#runner.profile();
+    const before = this.#runner.profile?.() ?? {};
+    this.#computeMs = 0;
     const output = this.#core.step();
-    const after = this.#runner.profile();
+    const after = this.#runner.profile?.() ?? {};
     // As the engine's thread hands a step out; taking it up is the other thread's work.
     const begin = now();
     this.#sender.postMessage({ type: 'step', output }, [output.deltas.buffer as ArrayBuffer]);
@@ -155,7 +166,7 @@ export class InstrumentedEngine {
     });
     const { tokens, hostMs, scheduleMs, buildMs } = output.report;
     return {
-      shape: this.#shape,
+      shape: this.#shapes.shift() ?? { sequences: [], rows: 0 },
       tokens,
       generated,
       firsts,
@@ -172,19 +183,32 @@ export class InstrumentedEngine {
     };
   }
 
-  #timedStep(batch: StepBatch): StepResult {
+  #runStep(batch: StepBatch): StepResult {
+    this.#shapes.push(shapeOf(batch));
+    return this.#timed(() => this.#runner.step(batch));
+  }
+
+  #submit(batch: StepBatch): void {
+    this.#shapes.push(shapeOf(batch));
+    this.#timed(() => this.#runner.submit!(batch));
+  }
+
+  #timed<T>(use: () => T): T {
     const start = now();
-    const result = this.#runner.step(batch);
-    this.#computeMs = now() - start;
-    this.#shape = {
-      rows: batch.numRows,
-      sequences: Array.from({ length: batch.numSeqs }, (_, seq) => ({
-        query: batch.queryStart[seq + 1] - batch.queryStart[seq],
-        context: batch.contextLens[seq],
-      })),
-    };
+    const result = use();
+    this.#computeMs += now() - start;
     return result;
   }
+}
+
+function shapeOf(batch: StepBatch): StepShape {
+  return {
+    rows: batch.numRows,
+    sequences: Array.from({ length: batch.numSeqs }, (_, seq) => ({
+      query: batch.queryStart[seq + 1] - batch.queryStart[seq],
+      context: batch.contextLens[seq],
+    })),
+  };
 }
 
 /** Duration of a step in seconds. */

@@ -1,5 +1,5 @@
 /** Distributions of prompt and answer lengths. */
-import { InvalidParameterError } from '../../errors.js';
+import { expected } from '../../flags/flag.js';
 import type { SeededRandom } from '../seeded-random.js';
 
 export type Lengths =
@@ -10,7 +10,7 @@ export type Lengths =
 
 const FORMS = 'N, uniform:LOW:HIGH, normal:MEAN:STD or lognormal:MEAN:STD';
 
-/** Reads `128`, `uniform:64:256`, `normal:128:32` or `lognormal:128:64`. Throws InvalidParameterError. */
+/** Reads `128`, `uniform:64:256`, `normal:128:32` or `lognormal:128:64`. Throws UsageError. */
 export function parseLengths(text: string, flag: string): Lengths {
   const [kind, ...rest] = text.split(':');
   const numbers = (rest.length === 0 ? [kind] : rest).map((part) =>
@@ -23,7 +23,7 @@ export function parseLengths(text: string, flag: string): Lengths {
     if (kind === 'uniform' && second >= first) return { kind, low: first, high: second };
     if (kind === 'normal' || kind === 'lognormal') return { kind, mean: first, deviation: second };
   }
-  throw InvalidParameterError.expected(FORMS, flag, text);
+  throw expected(FORMS, flag, text);
 }
 
 /** `--random-range-ratio` of vLLM: a fixed length becomes uniform in [N (1 - r), N (1 + r)]. */

@@ -3,25 +3,35 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import type { Backend, StepResult } from '../../../src/backend/backend.js';
 import { costOfStep, rooflineSeconds, totalCost } from '../../../src/backend/cost/cost.js';
+import { createCpuBackend } from '../../../src/backend/cpu/cpu-backend.js';
 import { benchEngine } from '../../../src/bench/engine/bench-engine.js';
 import { breakdown } from '../../../src/bench/engine/breakdown.js';
-import { parseBenchEngineOptions } from '../../../src/bench/engine/engine-options.js';
+import {
+  BENCH_ENGINE_FLAGS,
+  benchEngineOptions,
+} from '../../../src/bench/engine/engine-options.js';
 import { split } from '../../../src/bench/engine/grid.js';
 import {
   duration,
   InstrumentedEngine,
   type StepRecord,
 } from '../../../src/bench/engine/instrumented-engine.js';
-import { InvalidParameterError, MemoryPlanError } from '../../../src/errors.js';
+import { MemoryPlanError } from '../../../src/errors.js';
+import { UsageError } from '../../../src/flags/flag.js';
+import { parseFlags } from '../../../src/flags/parse-flags.js';
 import { loadModel } from '../../../src/model/load-model.js';
 import { root } from '../../helpers/root.js';
 
+const optionsOf = (...argv: string[]) => benchEngineOptions(parseFlags(BENCH_ENGINE_FLAGS, argv));
+
 const model = loadModel(join(root, 'test/goldens/llama-tiny'), { maxModelLen: 64 });
 
+const backend = createCpuBackend({ threads: 1 });
+
 function engine(maxNumBatchedTokens: number): InstrumentedEngine {
-  return new InstrumentedEngine(model.program, model.weights, {
-    threads: 1,
+  return new InstrumentedEngine(backend, model.program, model.weights, {
     maxModelLen: 64,
     maxNumSeqs: 4,
     maxNumBatchedTokens,
@@ -85,7 +95,7 @@ test('The breakdown sums what the steps took, and puts the roofline of fused ope
     sample: 3,
   };
   const step: StepRecord = { shape, tokens: 4, generated: 2, firsts: 0, phases, operations };
-  const found = breakdown([step, step], model.program, 'float32', machine);
+  const found = breakdown([step, step], model.program, model.weights, machine);
   assert.equal(found.seconds, 2 * duration(step));
   assert.deepEqual([found.steps, found.tokens, found.generated], [2, 8, 4]);
   assert.equal(found.phases.publish, 8);
@@ -116,16 +126,9 @@ test('millrace bench engine writes its grid, limits and breakdowns as JSON', asy
   const file = join(folder, 'out.json');
   const path = join(root, 'test/goldens/llama-tiny');
   const argv = [path, '--batch-sizes', '1,3', '--input-lens', '8,20', '--output-len', '4'];
-  const code = await benchEngine([
-    ...argv,
-    '--threads',
-    '1',
-    '--num-iters',
-    '2',
-    '--output-json',
-    file,
-  ]);
-  assert.equal(code, 0);
+  await benchEngine(
+    optionsOf(...argv, '--threads', '1', '--num-iters', '2', '--output-json', file),
+  );
   const report = JSON.parse(readFileSync(file, 'utf8'));
   assert.ok(report.machine.flops_per_second > 0 && report.machine.bytes_per_second > 0);
   const grid = report.points.map((p: Record<string, unknown>) => [p.batch_size, p.input_len]);
@@ -148,28 +151,88 @@ test('millrace bench engine writes its grid, limits and breakdowns as JSON', asy
 });
 
 test('Flags of bench engine are checked by name', () => {
-  const refused = (argv: string[], param: string) =>
+  const refused = (argv: string[], message: RegExp) =>
     assert.throws(
-      () => parseBenchEngineOptions(argv),
-      (error) => error instanceof InvalidParameterError && error.param === param,
+      () => optionsOf(...argv),
+      (error) => error instanceof UsageError && message.test(error.message),
     );
-  refused([], 'bench engine');
-  refused(['a', 'b'], 'bench engine');
-  refused(['a', '--batch-size', '1'], 'bench engine');
-  refused(['a', '--batch-sizes', '1,x'], 'batch-sizes');
-  refused(['a', '--output-len', '0'], 'output-len');
-  refused(['a', '--batch-sizes', '4', '--max-num-batched-tokens', '2'], 'max-num-batched-tokens');
-  refused(['a', '--block-size', '17'], 'block-size');
-  assert.deepEqual(parseBenchEngineOptions(['a', '--input-lens', '16,32']).inputLens, [16, 32]);
+  refused([], /Usage: millrace bench engine PATH/);
+  refused(['a', 'b'], /Usage: millrace bench engine PATH/);
+  refused(['a', '--batch-size', '1'], /Unknown flag --batch-size; did you mean --batch-sizes\?/);
+  refused(['a', '--batch-sizes', '1,x'], /integer of at least 1 for --batch-sizes .* "x"/);
+  refused(['a', '--output-len', '0'], /--output-len/);
+  refused(['a', '--batch-sizes', '4', '--max-num-batched-tokens', '2'], /--max-num-batched-tokens/);
+  refused(['a', '--block-size', '17'], /multiple of 16 for --block-size/);
+  refused(['a', '--kv-cache-dtype', 'int3'], /--kv-cache-dtype/);
+  assert.deepEqual(optionsOf('a', '--input-lens', '16,32').inputLens, [16, 32]);
+});
+
+test('Integer weights and an int8 KV cache are measured as such, beside limits of their own', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'bench-engine-'));
+  t.after(() => rmSync(folder, { recursive: true }));
+  t.mock.method(console, 'log', () => {});
+  const measure = async (...flags: string[]) => {
+    const file = join(folder, 'out.json');
+    const path = join(root, 'test/goldens/llama-tiny');
+    const grid = ['--batch-sizes', '2', '--input-lens', '8', '--output-len', '4'];
+    const brief = ['--threads', '1', '--num-iters', '1', '--output-json', file];
+    await benchEngine(optionsOf(path, ...grid, ...brief, ...flags));
+    return JSON.parse(readFileSync(file, 'utf8'));
+  };
+  const bytes = (report: Awaited<ReturnType<typeof measure>>, kind: string) =>
+    report.points[0].decode.operations.find((one: { kind: string }) => one.kind === kind)
+      .bytes_per_step;
+  const plain = await measure();
+  const quantized = await measure('--quantization', 'int8', '--kv-cache-dtype', 'int8');
+  assert.match(quantized.executor, /weights and KV cache in int8/);
+  for (const kind of ['linear', 'attention']) {
+    assert.ok(bytes(quantized, kind) < 0.6 * bytes(plain, kind), `${kind} reads fewer bytes`);
+  }
+  assert.ok(quantized.machine.flops_per_second > 0);
 });
 
 test('A grid that does not fit into memory is refused before anything is allocated', () => {
   assert.throws(
     () =>
-      new InstrumentedEngine(model.program, model.weights, {
-        ...{ threads: 1, maxModelLen: 1 << 20, maxNumSeqs: 1 << 16 },
+      new InstrumentedEngine(backend, model.program, model.weights, {
+        ...{ maxModelLen: 1 << 20, maxNumSeqs: 1 << 16 },
         ...{ maxNumBatchedTokens: 1 << 16, blockSize: 16 },
       }),
     MemoryPlanError,
   );
+});
+
+test('An executor that overlaps steps is measured step by step as well', () => {
+  const cpu = createCpuBackend({ threads: 1 });
+  const overlapping: Backend = {
+    ...cpu,
+    createRunner: (...args) => {
+      const { profile: _, ...runner } = cpu.createRunner(...args);
+      const results: StepResult[] = [];
+      let rows: readonly number[] = [];
+      return {
+        ...runner,
+        overlaps: true,
+        submit(batch) {
+          // The tokens of the step before, which the host has not seen.
+          batch.tokens.forEach((token, i) => {
+            if (token < 0) batch.tokens[i] = rows[-1 - token];
+          });
+          const result = structuredClone(runner.step(batch));
+          rows = [...result.tokens];
+          results.push(result);
+        },
+        collect: () => results.shift()!,
+      };
+    },
+  };
+  const sizes = { maxModelLen: 64, maxNumSeqs: 4, maxNumBatchedTokens: 16, blockSize: 16 };
+  const prompts = [Int32Array.from({ length: 20 }, (_, i) => i), Int32Array.from([1, 2, 3])];
+  const shapes = [cpu, overlapping].map((each) => {
+    const engine = new InstrumentedEngine(each, model.program, model.weights, sizes);
+    const steps = engine.run({ prompts, outputTokens: 5 });
+    engine.close();
+    return steps.map(({ shape, tokens }) => ({ shape, tokens }));
+  });
+  assert.deepEqual(shapes[1], shapes[0]);
 });

@@ -1,18 +1,22 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { BENCH_ENGINE_FLAGS } from '../../src/bench/engine/engine-options.js';
+import { BENCH_SERVE_FLAGS } from '../../src/bench/serve-flags.js';
+import { SERVE_FLAGS } from '../../src/cli/serve-flags.js';
+import { type FlagTable, UsageError } from '../../src/flags/flag.js';
+import { flagHelp } from '../../src/flags/flag-help.js';
 import {
   bytes,
   choice,
-  flagHelp,
   integer,
-  parseFlags,
+  integers,
+  number,
   seconds,
   string,
   strings,
   toggle,
-  UsageError,
-} from '../../src/cli/flags.js';
-import { SERVE_FLAGS } from '../../src/cli/serve-flags.js';
+} from '../../src/flags/kinds.js';
+import { parseFlags } from '../../src/flags/parse-flags.js';
 
 const group = 'Group';
 const TABLE = {
@@ -25,10 +29,17 @@ const TABLE = {
   cache: toggle({ group: 'Other', help: 'Do without the cache.', default: true }),
   loud: toggle({ group: 'Other', help: 'Be loud.', default: false }),
 };
+const NUMBERS = {
+  rate: number({ group, help: 'A rate.', placeholder: 'R', above: 0, infinite: true }),
+  share: number({ group, help: 'A share.', placeholder: 'S', min: 0, max: 1, default: 0.5 }),
+  sizes: integers({ group, help: 'Sizes.', min: 1, default: [1, 2] }),
+  header: strings({ group, help: 'A header.', placeholder: 'KEY=VALUE', form: /^\w+=/ }),
+  eos: toggle({ group, help: 'Whether to stop.', shownDefault: 'as the model' }),
+};
 
-function usage(argv: string[], pattern: RegExp): void {
+function usage(argv: string[], pattern: RegExp, table: FlagTable = TABLE): void {
   assert.throws(
-    () => parseFlags(TABLE, argv),
+    () => parseFlags(table, argv),
     (error) => error instanceof UsageError && pattern.test(error.message),
     argv.join(' '),
   );
@@ -91,6 +102,25 @@ test('sizes are bytes, or decimal or binary units in any case', () => {
     usage(['--size', wrong], /size like 4GiB/);
 });
 
+test('numbers have bounds, lists have commas, and a toggle without a default leaves it open', () => {
+  const { rate, share, sizes, eos } = parseFlags(NUMBERS, []).values;
+  assert.deepEqual([rate, share, sizes, eos], [undefined, 0.5, [1, 2], undefined]);
+  const given = ['--rate', 'inf', '--share=1', '--sizes', '4,16', '--no-eos', '--header', 'a=b=c'];
+  assert.deepEqual(parseFlags(NUMBERS, given).values, {
+    ...{ rate: Number.POSITIVE_INFINITY, share: 1, sizes: [4, 16], eos: false },
+    header: ['a=b=c'],
+  });
+  const refused = (argv: string[], pattern: RegExp) => usage(argv, pattern, NUMBERS);
+  refused(['--rate', '0'], /Expected number above 0 or inf for --rate but received "0"/);
+  refused(['--rate', ''], /--rate/);
+  refused(['--share', 'inf'], /number between 0 and 1 for --share/);
+  refused(['--share', '1.1'], /--share/);
+  refused(['--sizes', '4,0'], /integer of at least 1 for --sizes but received "0"/);
+  refused(['--header', '=x'], /KEY=VALUE for --header/);
+  assert.match(flagHelp(NUMBERS), /--\[no-\]eos .*\(default as the model\)/);
+  assert.match(flagHelp(NUMBERS), /--sizes N,N,\.\.\. .*\(default 1,2\)/);
+});
+
 test('a wrong value names the flag, what was expected and what came', () => {
   usage(['--count', '0'], /Expected integer between 1 and 9 for --count but received "0"/);
   usage(['--count', '1.5'], /--count/);
@@ -117,8 +147,10 @@ test('the help has every flag once, in its group, with its default', () => {
   assert.match(help, /--mode slow\|fast /);
   assert.match(help, /--wait SECONDS .*\(default 1\.5\)/);
   assert.match(help, /Other:\n {2}--no-cache .*Do without the cache\.\n {2}--loud/);
-  for (const line of flagHelp(SERVE_FLAGS).split('\n')) assert.ok(line.length <= 100, line);
-  for (const name of Object.keys(SERVE_FLAGS)) {
-    assert.match(flagHelp(SERVE_FLAGS), new RegExp(`^ {2}--(no-)?${name}\\b`, 'm'));
+  for (const table of [SERVE_FLAGS, BENCH_SERVE_FLAGS, BENCH_ENGINE_FLAGS]) {
+    for (const line of flagHelp(table).split('\n')) assert.ok(line.length <= 100, line);
+    for (const name of Object.keys(table)) {
+      assert.match(flagHelp(table), new RegExp(`^ {2}--(no-|\\[no-\\])?${name}\\b`, 'm'));
+    }
   }
 });

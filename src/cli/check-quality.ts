@@ -1,40 +1,45 @@
-/** `serve --max-quality-loss`: measures what is to be served before it is. */
+/** `--max-quality-loss`: measures what is to be run before it is. */
+import { type DeviceOptions, loadBackend } from '../backend/load-backend.js';
 import type { EngineOptions } from '../engine/engine-options.js';
+import type { QUALITY_FLAGS } from '../flags/engine-flags.js';
+import { type FlagValues, UsageError } from '../flags/flag.js';
+import type { LoadModelOptions } from '../model/load-model.js';
 import { evaluate } from '../quant/evaluate.js';
-import { loadBackend, openModel } from '../quant/load-runner.js';
+import { openModel } from '../quant/load-runner.js';
 import { parseQualityLimit, requireQuality } from '../quant/quality-limit.js';
 import { describeEvaluation } from '../quant/report-evaluation.js';
 import { BUNDLED_TEXT, readTexts, tokenSequences } from '../quant/texts.js';
 import { loadTokenizer } from '../tokenizer/load-tokenizer.js';
-import { UsageError } from './flags.js';
 import { shareProgress } from './share-progress.js';
 
-export interface QualityFlags {
-  readonly limit: string;
-  /** What to compare with; default: the same checkpoint as it is. */
-  readonly base?: string;
-  readonly text?: string;
-}
+/** What decides of an engine how well its model answers, and what measures it. */
+type JudgedOptions = Pick<EngineOptions, 'model' | 'kvCacheDtype'> &
+  Omit<LoadModelOptions, 'maxModelLen'> &
+  DeviceOptions;
+
+type QualityFlags = FlagValues<typeof QUALITY_FLAGS>;
 
 /** A few seconds' worth for the bundled model; intervals say how sure the figure is. */
 const TOKENS = 8192;
 const LENGTH = 512;
 
 /**
- * Measures the loss of serving with `options` and prints it. Throws `ModelError` with the number
- * where it is above the limit, `UsageError` where there is nothing to compare with.
+ * Measures the loss of running a model with `options` and prints it; does nothing without
+ * `--max-quality-loss`. Throws `ModelError` with the number where it is above the limit, `UsageError`
+ * where there is nothing to compare with.
  */
-export async function checkServedQuality(
-  options: EngineOptions,
-  { limit, base, text }: QualityFlags,
+export async function checkQuality(
+  options: JudgedOptions,
+  { 'max-quality-loss': limit, 'quality-base': base, 'quality-text': text }: QualityFlags,
 ): Promise<void> {
+  if (limit === undefined) return;
   const most = parseQualityLimit(limit);
   const { model: path, dtype, loadFormat, seed, quantization, quantizationOverrides } = options;
   const changed = [quantization, quantizationOverrides].some((value) => value !== undefined);
   if (base === undefined && !changed && (options.kvCacheDtype ?? 'auto') === 'auto') {
     throw new UsageError(
       '--max-quality-loss needs --quality-base BASE: without --quantization or --kv-cache-dtype ' +
-        `${path} is served as it is`,
+        `${path} runs as it is`,
     );
   }
   const judged = { path, dtype, loadFormat, seed, quantization, quantizationOverrides };
