@@ -1,0 +1,252 @@
+// What a step launches, and the graphs that replay most of it.
+#include <algorithm>
+
+#include "runner.h"
+
+namespace millrace::cuda {
+namespace {
+
+// Sizes of decode steps that have a graph: close together where a step is short, so that padding
+// costs little beside it.
+std::vector<int> bucketsUpTo(int most) {
+  std::vector<int> list;
+  for (int size = 1; size < most;) {
+    list.push_back(size);
+    size += size < 4 ? size : size < 8 ? 4 : size < 256 ? 8 : 32;
+  }
+  list.push_back(most);
+  return list;
+}
+
+}  // namespace
+
+int Runner::bucketOf(const Batch& batch) const {
+  if (eager_ || batch.numTokens != batch.numSeqs || batch.numRows != batch.numSeqs) return 0;
+  for (int row = 0; row < batch.numRows; row++) {
+    if (batch.rows[row] != row) return 0;
+  }
+  const auto found = graphs_.lower_bound(batch.numTokens);
+  return found == graphs_.end() ? 0 : found->first;
+}
+
+void Runner::captureGraphs(const std::function<void(double)>& progress) {
+  const double before = 0.9;  // of loading
+  const std::vector<int> buckets =
+      bucketsUpTo(std::min({limits_.maxSeqs, limits_.maxTokens, limits_.rowTile}));
+  const Staging& staging = slots_[0]->staging;
+  for (size_t i = 0; i < buckets.size(); i++) {
+    const int bucket = buckets[i];
+    const StepSize size = {bucket, bucket, bucket};
+    slots_[0]->staging.packPadding(size);
+    check(cudaMemcpyAsync(at(map_.staging), staging.data(), staging.bytes(), cudaMemcpyHostToDevice,
+                          stream_),
+          "copying a step's inputs");
+    const auto body = [&] {
+      runTokens(staging, size);
+      runRows(staging, 0, bucket);
+    };
+    body();  // loads code and chooses algorithms, which cannot be done while capturing
+    stream_.wait();
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    body();
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
+    cudaGraphExec_t exec = nullptr;
+    const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
+    cudaGraphDestroy(graph);
+    check(status, "cudaGraphInstantiate");
+    graphs_[bucket] = exec;
+    check(cudaGraphUpload(exec, stream_), "cudaGraphUpload");
+    progress(before + (1 - before) * (i + 1) / buckets.size());
+  }
+  stream_.wait();
+}
+
+void Runner::launch(Slot& slot, const Batch& batch, int bucket) {
+  const Staging& staging = slot.staging;
+  marked_ = profiling_ ? &slot : nullptr;
+  slot.kinds.clear();
+  mark(Profile::kBatch);
+  check(cudaMemcpyAsync(at(map_.staging), staging.data(), staging.bytes(), cudaMemcpyHostToDevice,
+                        stream_),
+        "copying a step's inputs");
+  copyBlocksOf(staging);
+  const int rows = batch.numRows;
+  if (limits_.keepLogits) slot.logits.resize(size_t(rows) * vocab());
+  if (bucket > 0) {
+    check(cudaGraphLaunch(graphs_.at(bucket), stream_), "cudaGraphLaunch");
+  } else {
+    runTokens(staging, {batch.numTokens, batch.numSeqs, rows});
+  }
+  for (const RaggedGroup& group : staging.groups()) {
+    // A group never reaches into another tile; several may share one.
+    if (group.firstRow % limits_.rowTile == 0) {
+      const int tile = std::min(limits_.rowTile, rows - group.firstRow);
+      if (bucket == 0) runRows(staging, group.firstRow, tile);
+      if (limits_.keepLogits) fetchLogits(slot, group.firstRow, tile);
+    }
+    sampleGroup(slot, group);
+  }
+  if (rows > 0) {
+    const size_t numbers = staging.needs().logprobs ? kOutputsOfRow : 1;
+    check(cudaMemcpyAsync(slot.outputs.data(), at(map_.outputs), rows * numbers * 4,
+                          cudaMemcpyDeviceToHost, stream_),
+          "copying a step's results");
+  }
+  mark(Profile::kBatch);
+  slot.done.record(stream_);
+  marked_ = nullptr;
+}
+
+void Runner::mark(int kind) {
+  if (!marked_) return;
+  Slot& slot = *marked_;
+  const size_t count = slot.kinds.size();
+  if (slot.marks.size() == count) slot.marks.emplace_back(true);
+  slot.marks[count].record(stream_);
+  slot.kinds.push_back(kind);
+}
+
+void Runner::copyBlocksOf(const Staging& staging) {
+  for (const auto& run : staging.copyRuns()) {
+    for (int done = 0; done < run.count; done += kCopiesAtOnce) {
+      const int count = std::min(kCopiesAtOnce, run.count - done);
+      check(cudaMemcpyAsync(at(map_.copies), staging.copies() + 2 * size_t(run.first + done),
+                            size_t(count) * 8, cudaMemcpyHostToDevice, stream_),
+            "copying a step's inputs");
+      copyBlocks(elem_, layers_.data(), static_cast<int>(layers_.size()),
+                 reinterpret_cast<const int*>(at(map_.copies)), count, stream_);
+    }
+  }
+}
+
+void Runner::runTokens(const Staging& staging, const StepSize& size) {
+  resolveTokens(stagedInts(staging.layout().tokens), reinterpret_cast<const int*>(at(map_.outputs)),
+                reinterpret_cast<int*>(at(map_.resolved)), size.tokens, stream_);
+  mark(Profile::kBatch);
+  for (const Instruction& op : program_.tokenOps) {
+    execute(op, size.tokens, nullptr, staging);
+    mark(static_cast<int>(op.kind));
+  }
+}
+
+void Runner::runRows(const Staging& staging, int firstRow, int rows) {
+  const int* rowTokens = stagedInts(staging.layout().rows) + firstRow;
+  for (const Instruction& op : program_.rowOps) {
+    execute(op, rows, rowTokens, staging);
+    mark(static_cast<int>(op.kind));
+  }
+}
+
+void Runner::execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging) {
+  switch (op.kind) {
+    case OpKind::Embed:
+      return embed(elem_, weights_.matrix(op.weight), reinterpret_cast<const int*>(at(map_.resolved)),
+                   rows, matrix(op.out), stream_);
+    case OpKind::RmsNorm:
+      return rmsNorm(elem_, matrix(op.x), nullptr, weights_.vector(op.weight), op.eps,
+                     weights_.spec(op.weight).n, rows, matrix(op.out), stream_);
+    case OpKind::Linear:
+      return gemm_.run(op.product, productCall(op), rows, stream_);
+    case OpKind::Add:
+      return add(elem_, matrix(op.x), matrix(op.residual), rows, matrix(op.out), stream_);
+    case OpKind::QkvStore:
+      return qkv(op, rows, staging.layout());
+    case OpKind::Attention:
+      return attend(op, rows, staging);
+    case OpKind::SiluMul:
+      return siluMul(elem_, matrix(op.x), rows, matrix(op.out), stream_);
+    case OpKind::Moe:
+      return mixture(op, rows);
+    case OpKind::Gather:
+      return gatherRows(elem_, matrix(op.x), rowTokens, rows, matrix(op.out), stream_);
+    case OpKind::Count:
+      return;
+  }
+}
+
+void Runner::qkv(const Instruction& op, int rows, const StagingLayout& layout) {
+  QkvStore step{};
+  step.qIn = matrix(op.x);
+  step.kIn = matrix(op.key);
+  step.vIn = matrix(op.value);
+  step.q = matrix(op.out);
+  if (op.qNorm >= 0) step.qNorm = weights_.vector(op.qNorm);
+  if (op.kNorm >= 0) step.kNorm = weights_.vector(op.kNorm);
+  step.eps = op.eps;
+  if (op.table >= 0) step.cosSin = reinterpret_cast<const float2*>(at(map_.ropeTables[op.table]));
+  step.positions = stagedInts(layout.positions);
+  step.slots = stagedInts(layout.slots);
+  step.heads = op.heads;
+  step.kv = layers_[op.layer];
+  qkvStore(elem_, step, rows, stream_);
+}
+
+void Runner::attend(const Instruction& op, int rows, const Staging& staging) {
+  const StagingLayout& layout = staging.layout();
+  const AttentionShape& shape = shapes_[op.shape];
+  AttentionInputs in{};
+  in.queryStart = stagedInts(layout.queryStart);
+  in.contextLens = stagedInts(layout.contextLens);
+  in.blockTables = stagedInts(layout.blockTables);
+  in.blockTableStart = stagedInts(layout.blockTableStart);
+  in.scratch = at(map_.attentionScratch);
+  if (elem_ == Elem::F32) {
+    attentionPlain(shape, in, stagedInts(layout.rowSeq), stagedInts(layout.positions), rows,
+                   layers_[op.layer], matrix(op.x), matrix(op.out), stream_);
+    return;
+  }
+  in.plan = staged(layout.plans[op.shape]);
+  attention(shape, staging.plans()[op.shape], in, layers_[op.layer], matrix(op.x), matrix(op.out),
+            stream_);
+}
+
+void Runner::mixture(const Instruction& op, int rows) {
+  const WeightSpec& gateUp = weights_.spec(op.weight);
+  moe(elem_,
+      {matrix(op.x), matrix(op.router), weights_.matrix(op.weight), weights_.matrix(op.down),
+       gateUp.experts, gateUp.n / 2, op.topK, op.normalize, matrix(op.out), at(map_.moeScratch)},
+      rows, stream_);
+}
+
+// One array after the other, each of the step's rows, so that a step without logprobs fetches the
+// tokens alone; those stay where the next step looks for them.
+SamplingOutputs Runner::outputsOf(int row, int rows) const {
+  int* tokens = reinterpret_cast<int*>(at(map_.outputs));
+  const size_t count = rows;
+  float* logprobs = reinterpret_cast<float*>(tokens + count);
+  int* ranks = tokens + 2 * count;
+  int* topTokens = tokens + 3 * count;
+  float* topLogprobs = reinterpret_cast<float*>(topTokens + count * kMaxLogprobs);
+  const size_t top = size_t(row) * kMaxLogprobs;
+  return {tokens + row, logprobs + row, ranks + row, topTokens + top, topLogprobs + top};
+}
+
+void Runner::sampleGroup(Slot& slot, const RaggedGroup& group) {
+  const Staging& staging = slot.staging;
+  if (group.bytes() > 0) {
+    check(cudaMemcpyAsync(at(map_.ragged), staging.ragged() + group.offset, group.bytes(),
+                          cudaMemcpyHostToDevice, stream_),
+          "copying a step's inputs");
+  }
+  const Matrix logits = matrix(program_.logits);
+  const int inTile = group.firstRow % limits_.rowTile;
+  const RaggedGroup& last = staging.groups().back();
+  const int allRows = last.firstRow + last.rows;
+  sample(static_cast<float*>(logits.data) + inTile * logits.stride, logits.stride, vocab(),
+         group.rows,
+         staging.sampling(at(map_.staging), group, at(map_.ragged),
+                          reinterpret_cast<float*>(at(map_.saved))),
+         staging.needs(), outputsOf(group.firstRow, allRows), at(map_.samplingScratch), stream_);
+  mark(Profile::kSample);
+}
+
+void Runner::fetchLogits(Slot& slot, int firstRow, int rows) {
+  const Matrix logits = matrix(program_.logits);
+  const size_t width = size_t(vocab()) * 4;
+  check(cudaMemcpy2DAsync(slot.logits.data() + size_t(firstRow) * vocab(), width, logits.data,
+                          logits.stride * 4, width, rows, cudaMemcpyDeviceToHost, stream_),
+        "copying logits");
+}
+
+}  // namespace millrace::cuda

@@ -1,0 +1,92 @@
+#include "memory_map.h"
+
+#include <algorithm>
+
+#include "gemm.h"
+
+namespace millrace::cuda {
+namespace {
+
+// Histories and biases that fit on the device at a time.
+constexpr int kRaggedEntries = 1 << 20;
+
+void findShapes(Program& program, const RunnerConfig& config, std::vector<AttentionShape>& shapes) {
+  for (Instruction& op : program.tokenOps) {
+    if (op.kind != OpKind::Attention) continue;
+    const KvShape& layer = program.kvLayers[op.layer];
+    const AttentionShape shape = {config.elem,
+                                  op.heads,
+                                  layer.kvHeads,
+                                  layer.headDim,
+                                  headStrideOf(layer.headDim),
+                                  config.limits.blockSize,
+                                  op.window,
+                                  op.scale};
+    const auto known = std::find(shapes.begin(), shapes.end(), shape);
+    op.shape = static_cast<int>(known - shapes.begin());
+    if (known == shapes.end()) shapes.push_back(shape);
+  }
+}
+
+}  // namespace
+
+Program decodeProgram(const RunnerConfig& config, std::vector<AttentionShape>& shapes) {
+  Program program = config.program;
+  checkProgram(program, config.limits, config.elem);
+  program.tokenOps = decodeInstructions(config.tokenCode, true, program, config.weights);
+  program.rowOps = decodeInstructions(config.rowCode, false, program, config.weights);
+  findShapes(program, config, shapes);
+  return program;
+}
+
+size_t kvHalfBytes(const KvShape& shape, Elem elem, const BatchLimits& limits) {
+  return size_t(limits.numBlocks) * shape.kvHeads * limits.blockSize * headStrideOf(shape.headDim) *
+         bytesOf(elem);
+}
+
+MemoryMap mapMemory(const RunnerConfig& config, const Program& program,
+                    const std::vector<AttentionShape>& shapes) {
+  const Limits& limits = config.limits;
+  const int vocab = program.logits.width;
+  MemoryMap map;
+  const auto take = [&](size_t bytes) {
+    const size_t offset = map.workspace;
+    map.workspace += alignUp(bytes);
+    return offset;
+  };
+  map.weights = weightBytes(config.weights, config.elem);
+  for (const KvShape& layer : program.kvLayers) {
+    map.kvCache += 2 * kvHalfBytes(layer, config.elem, limits);
+  }
+
+  size_t attention = 0, moe = 0;
+  const bool plain = config.elem == Elem::F32;
+  for (const AttentionShape& shape : shapes) {
+    if (plain) break;
+    attention = std::max(attention, attentionScratchBytes(shape, limits.maxTokens, limits.maxSeqs));
+  }
+  for (const Instruction& op : program.tokenOps) {
+    if (op.kind != OpKind::Moe) continue;
+    const WeightSpec& gateUp = config.weights[op.weight];
+    moe = std::max(moe, moeScratchBytes(config.elem, gateUp.experts, gateUp.n / 2, gateUp.k, op.topK,
+                                        limits.maxTokens));
+  }
+  map.raggedEntries = std::max(kRaggedEntries, 2 * vocab);
+  map.activations = take(program.activationBytes);
+  map.attentionScratch = take(attention);
+  map.moeScratch = take(moe);
+  map.samplingScratch = take(samplingScratchBytes(vocab, limits.rowTile));
+  map.staging = take(stagingBytes(limits, plain ? std::vector<AttentionShape>{} : shapes));
+  map.ragged = take(size_t(map.raggedEntries) * 8);
+  map.saved = take(size_t(map.raggedEntries) * 4);
+  map.outputs = take(size_t(limits.maxTokens) * kOutputsOfRow * 4);
+  map.resolved = take(size_t(limits.maxTokens) * 4);
+  map.copies = take(size_t(kCopiesAtOnce) * 8);
+  map.products = take(std::max(Gemm::kWorkspaceBytes, WeightStore::kScratchBytes));
+  for (const RopeTable& table : program.ropeTables) {
+    map.ropeTables.push_back(take(size_t(limits.maxModelLen) * table.invFreq.size() * 8));
+  }
+  return map;
+}
+
+}  // namespace millrace::cuda

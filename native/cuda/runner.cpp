@@ -1,0 +1,277 @@
+#include "runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace millrace::cuda {
+namespace {
+
+// Shares of loading that are done when the weights are there, and when products are tuned.
+constexpr double kLoaded = 0.8, kTuned = 0.9;
+
+size_t freeBytes(int device) {
+  useDevice(device);
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return free;
+}
+
+// Bytes that all of these are a multiple of, at most 16.
+int commonAlignment(std::initializer_list<size_t> offsets) {
+  size_t bits = 16;
+  for (size_t offset : offsets) bits |= offset;
+  return static_cast<int>(bits & (~bits + 1));
+}
+
+}  // namespace
+
+Runner::Slot::Slot(const Runner& runner)
+    : staging(runner.limits_,
+              runner.elem_ == Elem::F32 ? std::vector<AttentionShape>{} : runner.shapes_,
+              runner.limits_.rowTile, runner.map_.raggedEntries),
+      outputs(size_t(runner.limits_.maxTokens) * kOutputsOfRow * 4) {}
+
+Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& progress)
+    : device_(config.device),
+      elem_(config.elem),
+      limits_(config.limits),
+      eager_(config.eager || config.profiling),
+      profiling_(config.profiling),
+      program_((useDevice(config.device), decodeProgram(config, shapes_))),
+      map_(mapMemory(config, program_, shapes_)),
+      freeBefore_(freeBytes(config.device)),
+      weightMemory_(map_.weights),
+      workspace_(map_.workspace),
+      kvCache_(map_.kvCache),
+      gemm_(config.libraries, at(map_.products)),
+      weights_(config.weights, config.elem, weightMemory_.data(), at(map_.products), stream_,
+               [&](double share) { progress(share * kLoaded); }) {
+  for (auto& slot : slots_) slot = std::make_unique<Slot>(*this);
+  makeLayers();
+  makeProducts(progress);
+  const auto clear = [&](const DeviceMemory& memory, size_t offset, size_t bytes) {
+    if (bytes > 0) check(cudaMemsetAsync(memory.data() + offset, 0, bytes, stream_), "cudaMemset");
+  };
+  clear(kvCache_, 0, map_.kvCache);
+  clear(workspace_, map_.activations, program_.activationBytes);
+  clear(workspace_, map_.outputs, map_.products - map_.outputs);
+  for (size_t i = 0; i < program_.ropeTables.size(); i++) {
+    const RopeTable& table = program_.ropeTables[i];
+    ropeTable(reinterpret_cast<float2*>(at(map_.ropeTables[i])), table.invFreq.data(),
+              static_cast<int>(table.invFreq.size()), table.scale, limits_.maxModelLen, stream_);
+  }
+  stream_.wait();
+  warmUp();
+  if (!eager_) captureGraphs(progress);
+  profile_ = {};
+  const size_t taken = freeBefore_ - std::min(freeBefore_, freeBytes(device_));
+  const size_t asked = map_.weights + map_.workspace + map_.kvCache;
+  overhead_ = taken > asked ? taken - asked : 0;
+  progress(1);
+}
+
+Runner::~Runner() {
+  cudaSetDevice(device_);
+  cudaStreamSynchronize(stream_);
+  for (auto& [bucket, graph] : graphs_) cudaGraphExecDestroy(graph);
+}
+
+void Runner::makeLayers() {
+  uint8_t* next = kvCache_.data();
+  for (const KvShape& shape : program_.kvLayers) {
+    const size_t bytes = kvHalfBytes(shape, elem_, limits_);
+    layers_.push_back({next, next + bytes, shape.kvHeads, shape.headDim,
+                       headStrideOf(shape.headDim), limits_.blockSize});
+    next += 2 * bytes;
+  }
+}
+
+void Runner::makeProducts(const std::function<void(double)>& progress) {
+  struct Use {
+    std::vector<ProductCall> calls;
+    int maxRows = 0;
+  };
+  std::map<int, Use> uses;
+  for (List* list : {&program_.tokenOps, &program_.rowOps}) {
+    for (Instruction& op : *list) {
+      if (op.kind != OpKind::Linear) continue;
+      const WeightSpec& weight = weights_.spec(op.weight);
+      const bool floatOut = program_.buffers[op.out.buffer].floats;
+      const auto bytes = [&](const Operand& operand, bool floats) {
+        return size_t(operand.column) * (floats ? 4 : bytesOf(elem_));
+      };
+      const auto stride = [&](const Operand& operand) {
+        return operand ? program_.buffers[operand.buffer].stride : 0;
+      };
+      op.product = gemm_.add({weight.n, weight.k, elem_, floatOut && elem_ != Elem::F32,
+                              static_cast<bool>(op.residual), op.bias >= 0, stride(op.x),
+                              stride(op.residual), stride(op.out),
+                              commonAlignment({bytes(op.x, false), bytes(op.residual, false),
+                                               bytes(op.out, floatOut)})});
+      Use& use = uses[op.product];
+      use.calls.push_back(productCall(op));
+      const int rows = list == &program_.tokenOps ? limits_.maxTokens : limits_.rowTile;
+      use.maxRows = std::max(use.maxRows, rows);
+    }
+  }
+  // Float32 is for comparisons, where the library's first choice will do.
+  if (elem_ == Elem::F32) return;
+  // Zeros would take less power than numbers do, and so less time.
+  fillDummy(elem_, at(map_.activations), 0, program_.activationBytes / bytesOf(elem_), 1, 0, 0.25f,
+            stream_);
+  size_t done = 0;
+  for (auto& [product, use] : uses) {
+    gemm_.tune(product, use.calls, use.maxRows, stream_);
+    progress(kLoaded + (kTuned - kLoaded) * ++done / uses.size());
+  }
+}
+
+// One prompt through everything that a step may launch: the driver loads code when it is first
+// used, which takes time and memory that no later step may need.
+void Runner::warmUp() {
+  const int64_t room = int64_t(limits_.numBlocks) * limits_.blockSize;
+  const int count = static_cast<int>(
+      std::min<int64_t>({limits_.maxTokens, limits_.maxModelLen, room}));
+  std::vector<int32_t> tokens(count, 0), positions(count), blocks;
+  for (int i = 0; i < count; i++) positions[i] = i;
+  for (int i = 0; i * limits_.blockSize < count; i++) blocks.push_back(i);
+  const int32_t starts[2] = {0, count}, tables[2] = {0, int32_t(blocks.size())};
+  const int32_t row[1] = {count - 1}, one[2] = {0, 1}, zero[1] = {0}, target[1] = {-1};
+  const int32_t logprobs[1] = {1}, topK[1] = {2};
+  const float temperature[1] = {1}, share[1] = {0.5f}, penalty[1] = {1.5f};
+  const uint32_t seed[2] = {1, 2};
+  Batch b{};
+  b.numTokens = count;
+  b.numSeqs = b.numRows = 1;
+  const size_t size = count;
+  b.tokens = {tokens.data(), size};
+  b.positions = b.slots = {positions.data(), size};  // blocks 0, 1, ... in order
+  b.queryStart = {starts, 2};
+  b.contextLens = {starts + 1, 1};
+  b.blockTables = {blocks.data(), blocks.size()};
+  b.blockTableStart = {tables, 2};
+  b.rows = {row, 1};
+  b.temperature = {temperature, 1};
+  b.topK = {topK, 1};
+  b.topP = b.minP = {share, 1};
+  b.seed = {seed, 2};
+  b.draw = {seed, 1};
+  b.repetitionPenalty = b.presencePenalty = b.frequencyPenalty = {penalty, 1};
+  b.historyStart = b.biasStart = {one, 2};
+  b.historyTokens = b.historyCounts = b.biasTokens = {zero, 1};
+  b.biasValues = {penalty, 1};
+  b.logprobs = {logprobs, 1};
+  b.targets = {target, 1};
+  std::vector<float> logits(limits_.keepLogits ? vocab() : 0);
+  int32_t token, rank, topTokens[kMaxLogprobs];
+  float logprob, topLogprobs[kMaxLogprobs];
+  const auto step = [&] {
+    submit(b);
+    collect({&token, &logprob, &rank, topTokens, topLogprobs, logits.empty() ? nullptr : logits.data()});
+  };
+  const bool eager = std::exchange(eager_, true);
+  step();
+  // And one token, in a step that is not replayed.
+  b.numTokens = 1;
+  const int32_t single[2] = {0, 1};
+  b.queryStart = {single, 2};
+  b.contextLens = {single + 1, 1};
+  b.rows = {single, 1};
+  step();
+  eager_ = eager;
+  previousRows_ = 0;
+}
+
+Matrix Runner::matrix(const Operand& operand) const {
+  const BufferSpec& buffer = program_.buffers[operand.buffer];
+  const size_t size = buffer.floats ? 4 : bytesOf(elem_);
+  uint8_t* data = at(map_.activations) + buffer.offset + operand.column * size;
+  return {data, buffer.stride, operand.width};
+}
+
+ProductCall Runner::productCall(const Instruction& op) const {
+  ProductCall call{};
+  call.weight = weights_.matrix(op.weight);
+  call.x = matrix(op.x).data;
+  if (op.residual) call.residual = matrix(op.residual).data;
+  if (op.bias >= 0) {
+    call.bias = weights_.bias(op.bias);
+    call.biasFloats = weights_.vector(op.bias);
+  }
+  call.out = matrix(op.out).data;
+  return call;
+}
+
+void Runner::requireAlive() const {
+  if (failure_.empty()) return;
+  throw CudaError("the runner stopped after an error of the GPU: " + failure_);
+}
+
+// What fails half-way leaves a cache that cannot be trusted, and most errors of a GPU stay.
+template <class Body>
+void Runner::guarded(Body&& body) {
+  try {
+    body();
+  } catch (const std::exception& error) {
+    failure_ = error.what();
+    throw;
+  }
+}
+
+void Runner::submit(const Batch& batch) {
+  requireAlive();
+  if (submitted_ - collected_ >= 2) {
+    throw std::invalid_argument("two steps are on their way; collect one before another is submitted");
+  }
+  checkBatch(batch, limits_, vocab(), previousRows_);
+  check(cudaSetDevice(device_), "cudaSetDevice");
+  Slot& slot = *slots_[submitted_ % 2];
+  const int bucket = bucketOf(batch);
+  const StepSize size = bucket > 0 ? StepSize{bucket, bucket, bucket}
+                                   : StepSize{batch.numTokens, batch.numSeqs, batch.numRows};
+  slot.staging.pack(batch, size, bucket > 0);
+  guarded([&] { launch(slot, batch, bucket); });
+  slot.rows = previousRows_ = batch.numRows;
+  submitted_++;
+}
+
+int Runner::pendingRows() const {
+  return submitted_ == collected_ ? -1 : slots_[collected_ % 2]->rows;
+}
+
+void Runner::collect(const StepOutput& out) {
+  requireAlive();
+  if (submitted_ == collected_) throw std::invalid_argument("no step is on its way");
+  Slot& slot = *slots_[collected_ % 2];
+  guarded([&] {
+    check(cudaSetDevice(device_), "cudaSetDevice");
+    slot.done.wait();
+    for (size_t i = 1; i < slot.kinds.size(); i++) {
+      profile_.seconds[slot.kinds[i]] += slot.marks[i].secondsSince(slot.marks[i - 1]);
+      profile_.calls[slot.kinds[i]] += 1;
+    }
+  });
+  collected_++;
+  const size_t rows = slot.rows;
+  const bool logprobs = slot.staging.needs().logprobs;
+  const uint8_t* from = slot.outputs.data();
+  const auto get = [&](auto* to, size_t count, auto absent) {
+    if (logprobs) {
+      std::memcpy(to, from, count * 4);
+    } else {
+      std::fill_n(to, count, absent);
+    }
+    from += count * 4;
+  };
+  if (rows > 0) std::memcpy(out.tokens, from, rows * 4);
+  from += rows * 4;
+  get(out.logprobs, rows, NAN);
+  get(out.ranks, rows, 0);
+  get(out.topTokens, rows * kMaxLogprobs, -1);
+  get(out.topLogprobs, rows * kMaxLogprobs, NAN);
+  if (out.logits && rows > 0) std::memcpy(out.logits, slot.logits.data(), rows * vocab() * 4);
+}
+
+}  // namespace millrace::cuda

@@ -1,0 +1,127 @@
+// The step interpreter on a GPU: launches a lowered program over one batch and samples from its
+// logits, all on one stream. Two steps may be on their way: while one runs, the next is packed.
+#pragma once
+#include <array>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gemm.h"
+#include "memory_map.h"
+
+namespace millrace::cuda {
+
+// Where a step's results go: StepResult of src/backend/backend.ts.
+struct StepOutput {
+  int32_t* tokens;
+  float* logprobs;
+  int32_t* ranks;
+  int32_t* topTokens;
+  float* topLogprobs;
+  float* logits;  // [R, vocab] or null
+};
+
+// Time spent since the runner was made, by kind of operation; then sampling, and inputs and results.
+struct Profile {
+  static constexpr int kSample = static_cast<int>(OpKind::Count), kBatch = kSample + 1;
+  static constexpr int kEntries = kBatch + 1;
+  std::array<double, kEntries> seconds{};
+  std::array<double, kEntries> calls{};
+};
+
+class Runner {
+ public:
+  // Allocates everything, loads the weights, tunes products, captures graphs. Throws
+  // std::invalid_argument, std::runtime_error (files, libraries), CudaError, std::bad_alloc.
+  Runner(const RunnerConfig& config, const std::function<void(double)>& progress);
+  ~Runner();
+
+  // Launches a step. Throws std::invalid_argument on a malformed batch, or if two steps are already
+  // on their way, before any work. After a CudaError every later call throws.
+  void submit(const Batch& batch);
+  // Waits for the oldest step on its way and writes its results.
+  void collect(const StepOutput& output);
+  // Rows of that step; -1 if there is none.
+  int pendingRows() const;
+
+  int vocab() const { return program_.logits.width; }
+  bool keepsLogits() const { return limits_.keepLogits; }
+  const MemoryMap& memory() const { return map_; }
+  const Profile& profile() const { return profile_; }
+  int graphs() const { return static_cast<int>(graphs_.size()); }
+  // What libraries and graphs took of the GPU's memory besides what was asked for.
+  size_t overheadBytes() const { return overhead_; }
+  const std::string& library() const { return gemm_.description(); }
+
+ private:
+  using List = std::vector<Instruction>;
+  // A step on its way: its inputs and results in pinned memory.
+  struct Slot {
+    Slot(const Runner& runner);
+    Staging staging;
+    PinnedMemory outputs;
+    std::vector<float> logits;
+    Event done;
+    int rows = 0;
+    // With profiling: the time after each operation, and which it was.
+    std::vector<Event> marks;
+    std::vector<int> kinds;
+  };
+
+  void makeLayers();
+  void makeProducts(const std::function<void(double)>& progress);
+  void warmUp();
+  void captureGraphs(const std::function<void(double)>& progress);
+
+  // The bucket a step of decodes is padded to; 0 if it is none or there are no graphs.
+  int bucketOf(const Batch& batch) const;
+  void launch(Slot& slot, const Batch& batch, int bucket);
+  void copyBlocksOf(const Staging& staging);
+  // Everything of a step from its tokens on; the logits of the wanted rows are not part of it.
+  void runTokens(const Staging& staging, const StepSize& size);
+  void runRows(const Staging& staging, int firstRow, int rows);
+  void execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging);
+  void qkv(const Instruction& op, int rows, const StagingLayout& layout);
+  void attend(const Instruction& op, int rows, const Staging& staging);
+  void mixture(const Instruction& op, int rows);
+  void sampleGroup(Slot& slot, const RaggedGroup& group);
+  void fetchLogits(Slot& slot, int firstRow, int rows);
+  void requireAlive() const;
+  template <class Body>
+  void guarded(Body&& body);
+  void mark(int kind);
+
+  const uint8_t* staged(size_t offset) const { return at(map_.staging) + offset; }
+  const int* stagedInts(size_t offset) const {
+    return reinterpret_cast<const int*>(staged(offset));
+  }
+  uint8_t* at(size_t offset) const { return workspace_.data() + offset; }
+  Matrix matrix(const Operand& operand) const;
+  ProductCall productCall(const Instruction& op) const;
+  SamplingOutputs outputsOf(int row, int rows) const;
+
+  int device_;
+  Elem elem_;
+  Limits limits_;
+  bool eager_, profiling_;
+  std::vector<AttentionShape> shapes_;
+  Program program_;
+  MemoryMap map_;
+  size_t freeBefore_, overhead_ = 0;
+  Stream stream_;
+  DeviceMemory weightMemory_, workspace_, kvCache_;
+  Gemm gemm_;
+  WeightStore weights_;
+  std::vector<KvLayer> layers_;
+  std::unique_ptr<Slot> slots_[2];
+  int64_t submitted_ = 0, collected_ = 0;
+  int previousRows_ = 0;
+  std::map<int, cudaGraphExec_t> graphs_;  // by bucket
+  Slot* marked_ = nullptr;                 // whose operations are timed
+  Profile profile_;
+  std::string failure_;
+};
+
+}  // namespace millrace::cuda
