@@ -155,12 +155,18 @@ napi_value plan(napi_env env, const Arguments& arguments) {
   return memoryObject(env, cuda::mapMemory(config, program, shapes));
 }
 
+// Errors of the GPU and its libraries have a code of their own; others are the model's files'.
 napi_value createRunner(napi_env env, const Arguments& arguments) {
   const Value& progress = arguments[1];
-  return Handle::make(env, std::make_unique<cuda::Runner>(
-                               toConfig(arguments[0]), [&](double share) {
-                                 if (progress.present()) progress.call(share);
-                               }));
+  const cuda::RunnerConfig config = toConfig(arguments[0]);
+  try {
+    return Handle::make(env, std::make_unique<cuda::Runner>(config, [&](double share) {
+                          if (progress.present()) progress.call(share);
+                        }));
+  } catch (const cuda::CudaError& error) {
+    js::check(env, napi_throw_error(env, "ERR_NATIVE_DEVICE", error.what()));
+    throw js::Pending{};
+  }
 }
 
 napi_value submit(napi_env env, const Arguments& arguments) {

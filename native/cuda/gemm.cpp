@@ -57,7 +57,7 @@ struct Gemm::Library {
       tried += (tried.empty() ? "" : ", ") + name;
     }
     if (!handle) {
-      throw std::runtime_error(
+      throw CudaError(
           "cuBLASLt was not found (tried " + tried +
           "). Install the CUDA toolkit's cuBLAS or `pip install nvidia-cublas`, and set "
           "LD_LIBRARY_PATH or CUDA_HOME to where it is");
@@ -88,7 +88,7 @@ struct Gemm::Library {
   template <class Function>
   void load(Function& function, const char* name) {
     function = reinterpret_cast<Function>(dlsym(handle, name));
-    if (!function) throw std::runtime_error(std::string("cuBLASLt lacks ") + name);
+    if (!function) throw CudaError(std::string("cuBLASLt lacks ") + name);
   }
 
   void require(cublasStatus_t status, const char* what) const {

@@ -42,14 +42,14 @@ class Gemm {
   static constexpr size_t kWorkspaceBytes = size_t(32) << 20;
 
   // `libraries`: what to open, best first; `workspace` is kWorkspaceBytes of the device. Throws
-  // std::runtime_error that says what was tried.
+  // CudaError that says what was tried.
   Gemm(const std::vector<std::string>& libraries, void* workspace);
   ~Gemm();
 
   // The id of a kind of product.
   int add(const Product& product);
   // Chooses an algorithm for each number of rows up to `maxRows`. `calls` are what the product is
-  // used for, `progress` is called with the share done.
+  // used for.
   void tune(int id, const std::vector<ProductCall>& calls, int maxRows, cudaStream_t stream);
   // Rows of the same number always take the same algorithm.
   void run(int id, const ProductCall& call, int rows, cudaStream_t stream);

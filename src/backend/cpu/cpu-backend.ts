@@ -4,14 +4,8 @@ import { InvalidParameterError, MemoryPlanError, ModelError } from '../../errors
 import type { Program } from '../../model/program.js';
 import { schemeName } from '../../model/quantization.js';
 import type { DType, TensorRef, WeightSource } from '../../model/weights.js';
-import {
-  type Backend,
-  MAX_LOGPROBS,
-  type ModelRunner,
-  type RunnerOptions,
-  type StepBatch,
-  type StepResult,
-} from '../backend.js';
+import { allocateResult } from '../allocate-result.js';
+import type { Backend, ModelRunner, RunnerOptions, StepBatch, StepResult } from '../backend.js';
 import { checkBatch } from '../check-batch.js';
 import { encode, floatOperand, OP_CODES } from './encode.js';
 import { type LoweredWeight, lower } from './lower.js';
@@ -237,17 +231,6 @@ function describeCopies(weights: readonly NativeWeight[]): string {
   const names = weights.map(({ name }) => name);
   const twice = names.filter((name, index) => names.indexOf(name) !== index);
   return twice.length === 0 ? '' : `, kept twice: ${twice.join(', ')}`;
-}
-
-function allocateResult(rows: number, vocab: number): StepResult {
-  return {
-    tokens: new Int32Array(rows),
-    logprobs: new Float32Array(rows),
-    ranks: new Int32Array(rows),
-    topTokens: new Int32Array(rows * MAX_LOGPROBS),
-    topLogprobs: new Float32Array(rows * MAX_LOGPROBS),
-    logits: vocab > 0 ? new Float32Array(rows * vocab) : undefined,
-  };
 }
 
 export type { CpuIsa };

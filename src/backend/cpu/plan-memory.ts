@@ -2,6 +2,7 @@
  * Where each matrix of activations lies in the workspace. Matrices that are never needed at the
  * same time share bytes: a matrix lives from the operation that writes it to the last that reads it.
  */
+import { type Lifetime, place } from '../place.js';
 import { type LoweredOp, type LoweredProgram, reads } from './lower.js';
 
 export interface Buffer {
@@ -21,14 +22,11 @@ export interface MemoryPlan {
   readonly bytes: number;
 }
 
-interface Life {
+interface Life extends Lifetime {
   readonly value: number;
   readonly bf16: boolean;
   readonly perToken: boolean;
   readonly stride: number;
-  readonly bytes: number;
-  readonly first: number;
-  readonly last: number;
 }
 
 /** Plans for steps of `maxTokens` tokens and tiles of `rowTile` wanted rows. */
@@ -40,27 +38,13 @@ export function planMemory(
 ): MemoryPlan {
   const ops: LoweredOp[] = [...program.tokenOps, ...program.rowOps];
   const lives = findLives(program, ops, logits, maxTokens, rowTile);
-  const offsets = new Map<Life, number>();
-  let bytes = 0;
-  // Large ones first, each at the lowest place free for all of its life.
-  for (const life of [...lives].sort((a, b) => b.bytes - a.bytes)) {
-    const neighbours = [...offsets]
-      .filter(([other]) => other.first <= life.last && life.first <= other.last)
-      .sort(([, a], [, b]) => a - b);
-    let offset = 0;
-    for (const [other, start] of neighbours) {
-      if (offset + life.bytes <= start) break;
-      offset = Math.max(offset, start + other.bytes);
-    }
-    offsets.set(life, offset);
-    bytes = Math.max(bytes, offset + life.bytes);
-  }
+  const { offsets, bytes } = place(lives);
   const floats = new Map<number, number>();
   const halves = new Map<number, number>();
   const buffers = lives.map((life, id) => {
     (life.bf16 ? halves : floats).set(life.value, id);
     const { perToken, bf16, stride } = life;
-    return { perToken, bf16, stride, offset: offsets.get(life) as number };
+    return { perToken, bf16, stride, offset: offsets[id] };
   });
   return { buffers, floats, halves, bytes };
 }

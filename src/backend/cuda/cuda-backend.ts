@@ -1,0 +1,234 @@
+/** The CUDA executor: lowers the program, hands it to the native code, submits and collects steps. */
+import { InvalidParameterError, MemoryPlanError, ModelError, NativeError } from '../../errors.js';
+import type { Program } from '../../model/program.js';
+import { BYTES, type DType, type WeightSource } from '../../model/weights.js';
+import { allocateResult } from '../allocate-result.js';
+import type { Backend, ModelRunner, RunnerOptions, StepBatch, StepResult } from '../backend.js';
+import { checkBatch } from '../check-batch.js';
+import { describeWeight } from './describe-weights.js';
+import { encode, OP_CODES, operand } from './encode.js';
+import { cublasLibraries } from './libraries.js';
+import { lower } from './lower.js';
+import {
+  type CudaDevice,
+  devices,
+  type NativeConfig,
+  type NativeRunner,
+  native,
+} from './native.js';
+import { planMemory } from './plan-memory.js';
+
+export interface CudaBackendOptions {
+  /** Launches every operation of a step anew instead of replaying a graph. Default false. */
+  enforceEager?: boolean;
+  /** Times every operation for `CudaRunner.profile`; steps take longer then. Default false. */
+  profiling?: boolean;
+}
+
+export interface CudaRunner extends ModelRunner {
+  /**
+   * With `profiling`: time on the GPU since the runner was made, by kind of operation, `sample` and
+   * `batch` (inputs and results).
+   */
+  profile(): Record<string, { seconds: number; calls: number }>;
+  submit(batch: StepBatch): void;
+  collect(): StepResult;
+}
+
+export interface CudaBackend extends Backend {
+  memory(): { total: number; free: number };
+  fixedBytes(
+    program: Program,
+    weights: WeightSource,
+    limits: Omit<RunnerOptions, 'numBlocks'>,
+  ): { weights: number; workspace: number; reserve: number };
+  createRunner(
+    program: Program,
+    weights: WeightSource,
+    options: RunnerOptions,
+    onProgress?: (share: number) => void,
+  ): CudaRunner;
+}
+
+/** Index of the GPU among those that CUDA_VISIBLE_DEVICES leaves. */
+const DEVICE = 0;
+
+/** Wanted rows whose logits are in memory together; no graph is made for more. */
+const MAX_ROW_TILE = 512;
+const MIN_ROW_TILE = 64;
+
+/** What the driver takes for code and graphs besides what is asked for. */
+const RESERVE = 512 * 2 ** 20;
+
+/**
+ * Throws `NativeError` if the addon is missing or there is no GPU that it can run on.
+ *
+ * @example
+ * const runner = createCudaBackend().createRunner(program, weights, options);
+ */
+export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend {
+  const { enforceEager = false, profiling = false } = options;
+  const device = devices()[DEVICE];
+  if (device.major < 8) {
+    throw new NativeError(
+      `${device.name} has compute capability ${capability(device)}; device cuda needs 8.0 (Ampere) or later.`,
+    );
+  }
+  const modes = { enforceEager, profiling };
+  return {
+    name: 'cuda',
+    memory() {
+      const { total, free } = devices()[DEVICE];
+      return { total, free };
+    },
+    kvBytesPerBlock,
+    fixedBytes(program, weights, limits) {
+      const config = nativeConfig({
+        program,
+        weights,
+        options: { ...limits, numBlocks: 1 },
+        device,
+        ...modes,
+      });
+      const { weights: weightBytes, workspace } = native().plan(config);
+      return { weights: weightBytes, workspace, reserve: RESERVE };
+    },
+    createRunner: (program, weights, runnerOptions, onProgress) =>
+      createRunner({ program, weights, options: runnerOptions, device, ...modes }, onProgress),
+  };
+}
+
+/** Keys and values of one block over all layers; heads are padded to multiples of 16 columns. */
+export function kvBytesPerBlock(
+  program: Program,
+  blockSize: number,
+  dtype: DType | 'int8',
+): number {
+  if (dtype === 'int8') {
+    throw new InvalidParameterError(
+      'Device cuda keeps keys and values in the type of the weights: kv-cache-dtype int8 is not available there',
+      { param: 'kv-cache-dtype' },
+    );
+  }
+  return program.kvLayers.reduce((sum, { kvHeads, headDim }) => {
+    const columns = Math.ceil(headDim / 16) * 16;
+    return sum + 2 * kvHeads * blockSize * columns * BYTES[dtype];
+  }, 0);
+}
+
+interface RunnerRequest {
+  program: Program;
+  weights: WeightSource;
+  options: RunnerOptions;
+  device: CudaDevice;
+  enforceEager: boolean;
+  profiling: boolean;
+}
+
+function createRunner(request: RunnerRequest, onProgress?: (share: number) => void): CudaRunner {
+  const { program, weights, options } = request;
+  if (options.kvCacheDtype === 'int8') kvBytesPerBlock(program, options.blockSize, 'int8');
+  const handle = load(nativeConfig(request), request, onProgress);
+  const result = allocateResult(options.maxTokens, options.keepLogits ? program.vocabSize : 0);
+  let previousRows = 0;
+  const runner: CudaRunner = {
+    memory: native().memory(handle),
+    description: describe(request.device, handle, weights.dtype),
+    overlaps: true,
+    submit(batch) {
+      checkBatch(program, options, batch, previousRows);
+      native().submit(handle, batch);
+      previousRows = batch.numRows;
+    },
+    collect() {
+      native().collect(handle, result);
+      return result;
+    },
+    step(batch) {
+      runner.submit(batch);
+      return runner.collect();
+    },
+    profile() {
+      const names = [...OP_CODES, 'sample', 'batch'];
+      const numbers = new Float64Array(2 * names.length);
+      native().profile(handle, numbers);
+      return Object.fromEntries(
+        names.map((name, i) => [name, { seconds: numbers[2 * i], calls: numbers[2 * i + 1] }]),
+      );
+    },
+    close: () => native().close(handle),
+  };
+  return runner;
+}
+
+function load(
+  config: NativeConfig,
+  { device }: RunnerRequest,
+  onProgress?: (share: number) => void,
+): NativeRunner {
+  try {
+    return native().createRunner(config, onProgress);
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException;
+    if (code === 'ERR_NATIVE_MEMORY') {
+      const { weights, workspace, kvCache } = native().plan(config);
+      throw new MemoryPlanError(
+        `${device.name} refused the memory for weights (${mebibytes(weights)}), workspace ` +
+          `(${mebibytes(workspace)}) and ${config.limits.numBlocks} KV blocks (${mebibytes(kvCache)}); ` +
+          `${mebibytes(devices()[DEVICE].free)} are free. Lower gpu-memory-utilization, the KV cache ` +
+          'memory or the tokens in a step, or stop other programs on the GPU',
+        { cause },
+      );
+    }
+    if (code === 'ERR_NATIVE_DEVICE') throw new NativeError(message, { cause });
+    if (code === 'ERR_NATIVE') throw new ModelError(message, { cause });
+    throw cause;
+  }
+}
+
+/** What the native code is told of a model: its lowered program, memory plan and weights. */
+export function nativeConfig(request: RunnerRequest): NativeConfig {
+  const { program, weights, options, device, enforceEager, profiling } = request;
+  const { blockSize, numBlocks, maxTokens, maxSeqs, maxModelLen, keepLogits = false } = options;
+  const lowered = lower(program);
+  const rowTile = Math.min(maxTokens, Math.max(MIN_ROW_TILE, Math.min(maxSeqs, MAX_ROW_TILE)));
+  const plan = planMemory(lowered, weights.dtype, maxTokens, rowTile);
+  const [buffer, column, width] = operand(program.logits, plan);
+  return {
+    device: DEVICE,
+    dtype: weights.dtype,
+    limits: { blockSize, numBlocks, maxTokens, maxSeqs, maxModelLen, rowTile, keepLogits },
+    program: {
+      buffers: plan.buffers,
+      tokenCode: encode(lowered.tokenOps, plan),
+      rowCode: encode(lowered.rowOps, plan),
+      ropeTables: program.ropeTables.map(({ invFreq, scale }) => ({
+        invFreq: Float64Array.from(invFreq),
+        scale,
+      })),
+      kvLayers: program.kvLayers,
+      logits: { buffer, column, width },
+      activationBytes: plan.bytes,
+    },
+    weights: lowered.weights.map((weight) => describeWeight(weight, weights)),
+    ...{ enforceEager, profiling },
+    libraries: cublasLibraries(Math.floor(device.runtime / 1000)),
+  };
+}
+
+function describe(device: CudaDevice, handle: NativeRunner, dtype: DType): string {
+  const { graphs, library, overhead } = native().about(handle);
+  return (
+    `cuda (${device.name}, compute capability ${capability(device)}, ${device.sms} SMs, ${library}, ` +
+    `${graphs} ${graphs === 1 ? 'graph' : 'graphs'}, weights and KV cache in ${dtype}, ` +
+    `${mebibytes(overhead)} of ${mebibytes(RESERVE)} reserved for code and graphs taken)`
+  );
+}
+
+function capability({ major, minor }: CudaDevice): string {
+  return `${major}.${minor}`;
+}
+
+function mebibytes(bytes: number): string {
+  return `${Math.round(bytes / 2 ** 20)} MiB`;
+}
