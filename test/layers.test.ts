@@ -21,7 +21,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   gguf: ['model'],
   tokenizer: ['gguf'],
   backend: ['model'],
-  engine: ['backend', 'model'],
+  engine: ['backend', 'model', 'nearest.ts'],
   server: ['engine', 'tokenizer', 'model'],
   bench: ['flags', 'engine', 'tokenizer', 'model', 'backend'],
   tune: ['engine', 'tokenizer', 'model', 'backend'],

@@ -1,7 +1,12 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { LLM, type Progress } from '../src/index.js';
 import { STORIES, storiesGolden } from './helpers/goldens.js';
+import { root } from './helpers/root.js';
 
 let llm: LLM;
 
@@ -69,4 +74,24 @@ test('A signal gives all prompts up, and a wrong parameter rejects', async () =>
   const answers = await llm.generate(['One day', 'Lily'], long, { signal: given });
   for (const { choices } of answers) assert.equal(choices[0].finishReason, 'abort');
   await assert.rejects(llm.generate('One day', { topP: 2 }), { param: 'top_p' });
+});
+
+test('What is in flight keeps the process alive; a model that nobody closed does not', (t) => {
+  const program = `
+    import { LLM } from ${JSON.stringify(`${root}dist/src/index.js`)};
+    const llm = await LLM.load(${JSON.stringify(STORIES)}, { kvCacheMemory: 2 ** 24, threads: 1 });
+    for (const maxTokens of [3, 40]) {
+      const [answer] = await llm.generate('Once', { maxTokens, ignoreEos: true, temperature: 0 });
+      console.log(answer.choices[0].tokenIds.length);
+    }`;
+  const folder = mkdtempSync(join(tmpdir(), 'millrace-llm-'));
+  t.after(() => rmSync(folder, { recursive: true }));
+  const file = join(folder, 'program.mjs');
+  writeFileSync(file, program);
+  const { status, stdout, stderr } = spawnSync(process.execPath, [file], {
+    encoding: 'utf8',
+    timeout: 60_000,
+  });
+  assert.equal(status, 0, stderr);
+  assert.equal(stdout, '3\n40\n');
 });

@@ -3,6 +3,7 @@ import { KV_CACHE_DTYPES, type KvCacheDtype } from '../backend/backend.js';
 import { checkDeviceOptions, type DeviceOptions, onlyWith } from '../backend/load-backend.js';
 import { InvalidParameterError } from '../errors.js';
 import type { LoadModelOptions } from '../model/load-model.js';
+import { nearest } from '../nearest.js';
 import {
   BATCHINGS,
   type Batching,
@@ -68,6 +69,44 @@ export type ResolvedOptions = EngineOptions &
       | 'kvReservation'
     >
   >;
+
+const NAMES = Object.keys({
+  model: true,
+  dtype: true,
+  quantization: true,
+  quantizationOverrides: true,
+  loadFormat: true,
+  seed: true,
+  maxModelLen: true,
+  device: true,
+  threads: true,
+  cpuIsa: true,
+  enforceEager: true,
+  gpuMemoryUtilization: true,
+  blockSize: true,
+  maxNumSeqs: true,
+  maxNumBatchedTokens: true,
+  kvCacheMemory: true,
+  kvCacheDtype: true,
+  enablePrefixCaching: true,
+  schedulingPolicy: true,
+  batching: true,
+  enableChunkedPrefill: true,
+  kvReservation: true,
+  maxNumQueuedReqs: true,
+  maxNumQueuedTokens: true,
+} satisfies Record<keyof EngineOptions, true>);
+
+/** For callers without types: throws InvalidParameterError for a name that no option has. */
+export function checkOptionNames(options: object): void {
+  const unknown = Object.keys(options).find((name) => !NAMES.includes(name));
+  if (unknown === undefined) return;
+  const close = nearest(unknown, NAMES);
+  throw new InvalidParameterError(
+    `Unknown option ${unknown}${close ? `; did you mean ${close}?` : ''}`,
+    { param: unknown },
+  );
+}
 
 /** Fills defaults and checks each option. Throws InvalidParameterError. */
 export function resolveOptions(options: EngineOptions): ResolvedOptions {

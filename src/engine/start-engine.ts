@@ -1,7 +1,7 @@
 /** Starts the engine in a thread of its own. */
 import { Worker } from 'node:worker_threads';
 import type { Engine, EngineInfo } from './api.js';
-import { type EngineOptions, resolveOptions } from './engine-options.js';
+import { checkOptionNames, type EngineOptions, resolveOptions } from './engine-options.js';
 import { deserializeError, type Report } from './engine-protocol.js';
 import { type RequestLimits, ThreadedEngine } from './threaded-engine.js';
 
@@ -23,6 +23,7 @@ export async function startEngine(
   options: EngineOptions,
   { onProgress }: StartHooks = {},
 ): Promise<Engine> {
+  checkOptionNames(options);
   resolveOptions(options);
   const worker = new Worker(new URL('./engine-worker.js', import.meta.url), {
     workerData: options,

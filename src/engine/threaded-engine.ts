@@ -72,6 +72,7 @@ export class ThreadedEngine implements Engine {
       if (report.type === 'step') this.#publish(report.output);
     });
     worker.on('error', (error) => this.#die(error));
+    worker.unref();
     this.#exited = new Promise((resolve) => {
       worker.on('exit', (code) => {
         if (!this.#closed) this.#die(new Error(`The engine's thread ended with code ${code}`));
@@ -83,6 +84,8 @@ export class ThreadedEngine implements Engine {
   generate(request: EngineRequest, onDelta: (delta: Delta) => void): void {
     const prompt = this.#check(request);
     const { id, params, priority = 0, cacheSalt = '', arrivalMs: arrival = now() } = request;
+    // What is in flight keeps the process alive; an engine with nothing to do does not.
+    if (this.#inFlight.size === 0) this.#worker.ref();
     const handle = this.#nextHandle++;
     this.#handles.set(id, handle);
     this.#queue.enter(prompt.length);
@@ -118,6 +121,8 @@ export class ThreadedEngine implements Engine {
   close(): Promise<void> {
     if (!this.#closed) {
       this.#closed = true;
+      // Whoever awaits the end must live to see it.
+      this.#worker.ref();
       this.#post({ type: 'close' });
     }
     return this.#exited;
@@ -221,6 +226,7 @@ export class ThreadedEngine implements Engine {
 
   #notifyIdle(): void {
     if (this.#inFlight.size > 0) return;
+    if (!this.#closed) this.#worker.unref();
     for (const resolve of this.#idleWaiters.splice(0)) resolve();
   }
 

@@ -272,6 +272,11 @@ test('What is wrong with options or checkpoint rejects the start with its own er
     startEngine({ model, blockSize: 20 }),
     (error) => error instanceof InvalidParameterError && error.param === 'blockSize',
   );
+  const misspelt = { model, maxNumSeq: 10 };
+  await assert.rejects(startEngine(misspelt), {
+    param: 'maxNumSeq',
+    message: 'Unknown option maxNumSeq; did you mean maxNumSeqs?',
+  });
   await assert.rejects(startEngine({ model, maxNumSeqs: 10, maxNumBatchedTokens: 5 }), {
     param: 'maxNumBatchedTokens',
   });
