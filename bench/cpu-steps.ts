@@ -33,17 +33,17 @@ const { values: flags, positionals } = parseArgs({
 const context = Number(flags.context);
 const model = loadModel(positionals[0], {
   loadFormat: 'dummy',
-  maxModelLen: 4096,
   quantization: flags.quantization,
   quantizationOverrides: flags['quantization-overrides'],
 });
+const { maxModelLen } = model.config;
 const start = performance.now();
 const runner = createCpuBackend({
   threads: Number(flags.threads),
   isa: flags['cpu-isa'] as CpuIsa | undefined,
 }).createRunner(model.program, model.weights, {
   ...{ blockSize: BLOCK, numBlocks: 64 * Math.ceil(context / BLOCK), maxTokens: 2048 },
-  ...{ maxSeqs: 64, maxModelLen: 4096, kvCacheDtype: flags['kv-cache-dtype'] as KvCacheDtype },
+  ...{ maxSeqs: 64, maxModelLen, kvCacheDtype: flags['kv-cache-dtype'] as KvCacheDtype },
 });
 console.log(`${runner.description}; loaded in ${((performance.now() - start) / 1e3).toFixed(2)} s`);
 console.log(runner.memory);
