@@ -17,6 +17,8 @@ export interface RaceOptions {
   /** What a contender may be run with; the fastest is found for each number of streams. */
   choices(contender: string): Choices;
   onProgress?(text: string): void;
+  /** Called with the runs at one number of streams, as soon as all contenders have had theirs. */
+  onMeasured?(measured: readonly Measurement[]): void;
 }
 
 /** A contender's rates in one run. */
@@ -33,7 +35,7 @@ export async function race(
   contenders: ReadonlyMap<string, Contender>,
   options: RaceOptions,
 ): Promise<Measurement[]> {
-  const { streamCounts, outputTokens, runs, choices, onProgress = () => {} } = options;
+  const { streamCounts, outputTokens, runs, choices, onProgress = () => {}, onMeasured } = options;
   const random = new SeededRandom(1);
   const chosen = new Map<string, Settings>();
   for (const streams of streamCounts) {
@@ -70,6 +72,7 @@ export async function race(
         one.firstTokensEqual = tokens.filter((t, i) => t === firsts.get(ours)![i]).length;
       }
       measurements.push(...measured);
+      onMeasured?.(measured);
     }
   }
   return measurements;

@@ -12,6 +12,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
+import { cell } from '../../src/bench/text-table.js';
 import { InvalidParameterError } from '../../src/errors.js';
 import { type LoadFormat, loadModel } from '../../src/model/load-model.js';
 import { root } from '../../test/helpers/root.js';
@@ -117,6 +118,10 @@ async function compare(name: string, subject: Subject): Promise<void> {
       // Ours has nothing to choose.
       choices: (contender) => (contender === 'Millrace' ? ours : rivalChoices(threads)),
       onProgress: (text) => progress(`${name}, ${text}`),
+      onMeasured(rows) {
+        progress('');
+        for (const row of rows) console.log(`  ${describeRow(row)}`);
+      },
     });
     progress('');
     measurements.push(...found.map((one) => ({ model: name, ...one })));
@@ -124,6 +129,14 @@ async function compare(name: string, subject: Subject): Promise<void> {
   } finally {
     for (const contender of contenders.values()) await contender.close();
   }
+}
+
+/** A contender's run, as it is measured; the table at the end has the medians. */
+function describeRow({ run, streams, contender, decode, endToEnd, prefill }: Measurement): string {
+  return (
+    `run ${run + 1}, ${streams} streams, ${contender}: decode ${cell(decode)} tok/s, ` +
+    `end to end ${cell(endToEnd)}, prefill ${cell(prefill)}`
+  );
 }
 
 function progress(text: string): void {
