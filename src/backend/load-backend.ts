@@ -50,7 +50,7 @@ export async function loadBackend(options: DeviceOptions): Promise<Backend> {
   const { device = 'cpu', threads, cpuIsa, enforceEager } = options;
   if (device === 'reference') return (await import('./reference/reference.js')).referenceBackend;
   if (device === 'cuda') {
-    const { createCudaBackend } = await import('./cuda/cuda-backend.js' as string);
+    const { createCudaBackend } = await import('./cuda/cuda-backend.js');
     return createCudaBackend({ enforceEager });
   }
   const { createCpuBackend } = await import('./cpu/cpu-backend.js');
