@@ -83,8 +83,8 @@ export class Scheduler {
    * The next step: sequences with `scheduled` > 0 tokens to compute and blocks to write them to,
    * valid until the next call. Copies the step needs are in `BlockManager.copies`. One step may be
    * in flight: its sequences stand past it, and those that must wait for its result do. A sequence
-   * that is preempted with a token in flight is not admitted before the next call, since nobody is
-   * in a step that preempts; by then the token must be known.
+   * that is preempted with a token in flight is not admitted before the next call, since a step
+   * that preempts admits nobody; by then the token must be known.
    */
   schedule(): readonly Sequence[] {
     this.#blocks.copies.length = 0;
