@@ -149,9 +149,9 @@ napi_value devices(napi_env env, const Arguments&) {
 // What createRunner would allocate with this config.
 napi_value plan(napi_env env, const Arguments& arguments) {
   const cuda::RunnerConfig config = toConfig(arguments[0]);
-  cuda::useDevice(config.device);
   std::vector<cuda::AttentionShape> shapes;
   const cuda::Program program = cuda::decodeProgram(config, shapes);
+  cuda::useDevice(config.device);  // whose size decides how much attention needs
   return memoryObject(env, cuda::mapMemory(config, program, shapes));
 }
 

@@ -76,6 +76,7 @@ export interface LoweredProgram {
 
 /** Throws ModelError for a program that has operations the executor has no kernel for. */
 export function lower(program: Program): LoweredProgram {
+  checkSizes(program);
   const fusion = new Fusion(program);
   for (const op of program.ops) fusion.add(op);
   const { ops, values } = fusion.finish();
@@ -89,6 +90,32 @@ export function lower(program: Program): LoweredProgram {
     values,
     logits: program.logits.value,
   };
+}
+
+/** What the kernels can do: native/cuda/kernels.h. */
+const MAX_VOCAB = 2 ** 18;
+const MAX_HEAD_DIM = 256;
+const MAX_EXPERTS = 512;
+const MAX_TOP_K = 32;
+
+function checkSizes({ vocabSize, kvLayers, ops }: Program): void {
+  const most = (what: string, value: number, max: number) => {
+    if (value <= max) return;
+    throw new ModelError(
+      `The CUDA executor has kernels for up to ${max} ${what}, not for ${value}`,
+    );
+  };
+  most('tokens in the vocabulary', vocabSize, MAX_VOCAB);
+  for (const { headDim } of kvLayers) {
+    most('columns in a head', headDim, MAX_HEAD_DIM);
+    if (headDim % 2 === 0) continue;
+    throw new ModelError(`The CUDA executor has kernels for even head sizes, not for ${headDim}`);
+  }
+  for (const op of ops) {
+    if (op.kind !== 'moe') continue;
+    most('experts in a layer', op.experts, MAX_EXPERTS);
+    most('experts for each token', op.topK, MAX_TOP_K);
+  }
 }
 
 /** Every view an operation reads. */

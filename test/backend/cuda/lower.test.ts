@@ -100,6 +100,17 @@ test('A rope that is not right before attention is refused by name', () => {
   assert.throws(() => lower(finish(half)), { name: 'ModelError' });
 });
 
+test('Sizes beyond those of the kernels are refused by name', () => {
+  const { builder, weight, finish } = start();
+  const x = builder.embed(weight(16, 8));
+  const [q, k] = [514, 257].map((width) => builder.linear(x, weight(width, 8)));
+  builder.attention({ q, k, v: k, heads: 2, kvHeads: 1, headDim: 257, scale: 1 });
+  assert.throws(() => lower(finish(x)), {
+    name: 'ModelError',
+    message: /256 columns.* not for 257/,
+  });
+});
+
 test('A sum keeps what is read twice, and a bias is a weight of its own kind', () => {
   const { builder, weight, finish } = start();
   const x = builder.embed(weight(16, 8));
