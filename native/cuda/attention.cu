@@ -1,0 +1,210 @@
+// The attention of a step: which kernels, their configuration on this device, memory, launches.
+#include <algorithm>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "attention_decode.cuh"
+#include "attention_plan.h"
+#include "attention_prefill.cuh"
+#include "attention_variants.h"
+#include "launch.h"
+
+namespace millrace::cuda {
+
+namespace {
+
+// Counters of arrived parts, in front of the partial results. All are 0 before and after a launch.
+constexpr size_t kCounterBytes = 128 << 10;
+constexpr float kLog2E = 1.4426950408889634f;
+
+int paddedDim(int headStride) { return headStride <= 64 ? 64 : headStride <= 128 ? 128 : 256; }
+
+void checkShape(const AttentionShape& s) {
+  auto fail = [](const std::string& what) { throw std::invalid_argument("attention: " + what); };
+  if (s.headDim < 2 || s.headDim > 256 || s.headDim % 2 != 0) {
+    fail("headDim is " + std::to_string(s.headDim) + ", expected an even number up to 256");
+  }
+  if (s.headStride != (s.headDim + 15) / 16 * 16) {
+    fail("headStride is " + std::to_string(s.headStride) +
+         ", expected headDim rounded up to a multiple of 16");
+  }
+  if (s.kvHeads < 1 || s.heads < s.kvHeads || s.heads % s.kvHeads != 0) {
+    fail("heads is " + std::to_string(s.heads) + ", expected a multiple of kvHeads " +
+         std::to_string(s.kvHeads));
+  }
+  if (s.blockSize < 16 || s.blockSize % 16 != 0) {
+    fail("blockSize is " + std::to_string(s.blockSize) + ", expected a multiple of 16");
+  }
+}
+
+template <class Function>
+int residentBlocks(Function function, int threads, size_t sharedBytes, int sms, const char* name) {
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(sharedBytes)),
+        name);
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads, sharedBytes),
+        name);
+  if (blocks < 1) throw CudaError(std::string(name) + ": a block does not fit on this GPU");
+  return blocks * sms;
+}
+
+struct Configuration {
+  bool made = false;
+  DecodeKernel decode;
+  PrefillKernel prefill;
+  PlanGeometry geometry;
+};
+
+// Made once for each device, type and head size, before any capture: by the sizes or the plan.
+const Configuration& configurationOf(const AttentionShape& shape) {
+  constexpr int kDevices = 64, kVariants = 8;
+  static std::mutex mutex;
+  static Configuration all[kDevices][2][3][kVariants][kVariants];
+  const AttentionVariants variants = attentionVariants;
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const int dim = paddedDim(shape.headStride);
+  std::lock_guard<std::mutex> lock(mutex);
+  Configuration& made = all[device % kDevices][shape.elem == Elem::BF16][dim / 128]
+                           [variants.decode][variants.prefill];
+  if (made.made) return made;
+  int sms = 0;
+  check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device),
+        "cudaDeviceGetAttribute");
+  made.decode = decodeKernel(shape.elem, dim, variants.decode);
+  made.prefill = prefillKernel(shape.elem, dim, variants.prefill);
+  const int decodeBlocks = residentBlocks(made.decode.function, made.decode.warps * 32,
+                                          made.decode.sharedBytes, sms, "attention decode");
+  made.geometry.prefillResident = residentBlocks(made.prefill.function, made.prefill.warps * 32,
+                                                 made.prefill.sharedBytes, sms, "attention prefill");
+  made.geometry.decodeWorkers = decodeBlocks * made.decode.warps;
+  made.geometry.prefillRows = made.prefill.rows;
+  made.geometry.prefillKeys = made.prefill.keys;
+  made.made = true;
+  return made;
+}
+
+}  // namespace
+
+#ifdef MILLRACE_ATTENTION_EXPERIMENTS
+const char* decodeVariantName(const AttentionShape& shape) {
+  return decodeKernel(shape.elem, paddedDim(shape.headStride), attentionVariants.decode).name;
+}
+const char* prefillVariantName(const AttentionShape& shape) {
+  return prefillKernel(shape.elem, paddedDim(shape.headStride), attentionVariants.prefill).name;
+}
+#endif
+
+size_t attentionPlanBytes(const AttentionShape& shape, int maxTokens, int maxSeqs) {
+  checkShape(shape);
+  if (shape.elem == Elem::F32) return 0;
+  return planBytes(shape, configurationOf(shape).geometry, maxTokens, maxSeqs);
+}
+
+size_t attentionScratchBytes(const AttentionShape& shape, int, int) {
+  checkShape(shape);
+  if (shape.elem == Elem::F32) return 0;
+  const PlanGeometry& g = configurationOf(shape).geometry;
+  const size_t width = shape.headStride + 2;
+  const size_t decode = size_t{2} * g.decodeWorkers * passRowsOf(shape) * width;
+  const size_t prefill = size_t(prefillPieces(shape, g)) * shape.kvHeads * g.prefillRows * width;
+  const size_t counters =
+      std::max(size_t{4} * g.decodeWorkers, size_t(prefillPieces(shape, g)) * shape.kvHeads);
+  if (counters * sizeof(int) > kCounterBytes) {
+    throw CudaError("attention: this GPU runs more blocks than there are counters for");
+  }
+  // The two kernels follow each other on a stream and share the memory.
+  return kCounterBytes + std::max(decode, prefill) * sizeof(float);
+}
+
+AttentionPlan planAttention(const AttentionShape& shape, const AttentionBatch& batch,
+                            int paddedSeqs, bool graph, void* plan) {
+  if (shape.elem == Elem::F32) {
+    AttentionPlan none;
+    none.graph = graph;
+    none.paddedSeqs = paddedSeqs;
+    return none;
+  }
+  return makePlan(shape, batch, paddedSeqs, graph, configurationOf(shape).geometry, plan);
+}
+
+void attention(const AttentionShape& shape, const AttentionPlan& plan, const AttentionInputs& in,
+               const KvLayer& kv, Matrix q, Matrix out, cudaStream_t stream) {
+  if (shape.elem == Elem::F32) {
+    throw std::invalid_argument("attention: elem is F32, expected F16 or BF16 (attentionPlain)");
+  }
+  const Configuration& made = configurationOf(shape);
+  const char* bytes = static_cast<const char*>(in.plan);
+  int* counters = static_cast<int*>(in.scratch);
+  float* partials =
+      reinterpret_cast<float*>(static_cast<char*>(in.scratch) + kCounterBytes);
+  const int group = shape.heads / shape.kvHeads;
+
+  // A graph is replayed for other steps: its grid may depend on nothing but the device.
+  if (plan.graph || plan.decodeItems > 0) {
+    DecodeArgs a;
+    a.q = q.data;
+    a.out = out.data;
+    a.qStride = q.stride;
+    a.outStride = out.stride;
+    a.keys = kv.keys;
+    a.values = kv.values;
+    a.blockTables = in.blockTables;
+    a.blockTableStart = in.blockTableStart;
+    a.header = reinterpret_cast<const PlanHeader*>(bytes);
+    a.workers = reinterpret_cast<const DecodeWorker*>(bytes + planWorkersAt());
+    a.entries = reinterpret_cast<const DecodeEntry*>(bytes + planEntriesAt(made.geometry));
+    a.partials = partials;
+    a.counters = counters;
+    a.kvHeads = shape.kvHeads;
+    a.group = group;
+    a.passes = passesOf(shape);
+    a.passRows = passRowsOf(shape);
+    a.headDim = shape.headDim;
+    a.headStride = shape.headStride;
+    a.blockTiles = shape.blockSize / kTileTokens;
+    a.window = shape.window;
+    a.scaleLog2 = shape.scale * kLog2E;
+    const int workers = plan.graph ? made.geometry.decodeWorkers : plan.decodeItems;
+    const int blocks = (workers + made.decode.warps - 1) / made.decode.warps;
+    launch("attention decode", made.decode.function, dim3(blocks), made.decode.warps * 32,
+           made.decode.sharedBytes, stream, a);
+  }
+
+  if (plan.prefillItems > 0) {
+    PrefillArgs a;
+    a.q = q.data;
+    a.out = out.data;
+    a.qStride = q.stride;
+    a.outStride = out.stride;
+    a.keys = kv.keys;
+    a.values = kv.values;
+    a.blockTables = in.blockTables;
+    a.blockTableStart = in.blockTableStart;
+    a.queryStart = in.queryStart;
+    a.contextLens = in.contextLens;
+    a.items = reinterpret_cast<const PrefillItem*>(bytes +
+                                                   planItemsAt(made.geometry, plan.decodeSeqs));
+    a.partials = partials;
+    a.counters = counters;
+    a.kvHeads = shape.kvHeads;
+    a.group = group;
+    a.headDim = shape.headDim;
+    a.headStride = shape.headStride;
+    a.blockTiles = shape.blockSize / 16;
+    a.window = shape.window;
+    a.scaleLog2 = shape.scale * kLog2E;
+    // Items in y: at most 65,535 a launch.
+    constexpr int kMaxItems = 65535;
+    for (int from = 0; from < plan.prefillItems; from += kMaxItems) {
+      const int items = std::min(kMaxItems, plan.prefillItems - from);
+      launch("attention prefill", made.prefill.function, dim3(shape.kvHeads, items),
+             made.prefill.warps * 32, made.prefill.sharedBytes, stream, a);
+      a.items += items;
+    }
+  }
+}
+
+}  // namespace millrace::cuda

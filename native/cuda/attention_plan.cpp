@@ -1,0 +1,192 @@
+#include "attention_plan.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace millrace::cuda {
+
+namespace {
+
+int ceilDiv(int a, int b) { return (a + b - 1) / b; }
+size_t align16(size_t bytes) { return (bytes + 15) & ~size_t{15}; }
+
+// Key tiles below which another piece of a prefill item costs more than it saves.
+constexpr int kMinPieceTiles = 4;
+constexpr int kMaxPieces = 64;
+
+// Rows of a prefill tile with the keys they see.
+struct RowTile {
+  int seq, rowBegin, keyBegin, keyEnd, tiles;
+};
+
+template <typename Each>
+void forRowTiles(const AttentionShape& shape, const AttentionBatch& batch, const PlanGeometry& g,
+                 Each each) {
+  const int group = shape.heads / shape.kvHeads;
+  for (int seq = 0; seq < batch.numSeqs; seq++) {
+    const int length = batch.queryStart[seq + 1] - batch.queryStart[seq];
+    if (length <= 1) continue;
+    const int context = batch.contextLens[seq], first = context - length;
+    const int rows = length * group;
+    for (int row = 0; row < rows; row += g.prefillRows) {
+      const int firstToken = row / group;
+      const int lastToken = (std::min(row + g.prefillRows, rows) - 1) / group;
+      const int keyEnd = first + lastToken + 1;
+      int keyBegin = 0;
+      if (shape.window > 0) {
+        keyBegin = std::max(0, first + firstToken - shape.window + 1);
+        keyBegin -= keyBegin % g.prefillKeys;
+      }
+      each(RowTile{seq, row, keyBegin, keyEnd, ceilDiv(keyEnd - keyBegin, g.prefillKeys)});
+    }
+  }
+}
+
+// The line of tiles and the workers' stretches of it.
+void planDecode(const AttentionShape& shape, const AttentionBatch& batch, const PlanGeometry& g,
+                char* plan, AttentionPlan& result) {
+  auto* header = reinterpret_cast<PlanHeader*>(plan);
+  auto* workers = reinterpret_cast<DecodeWorker*>(plan + planWorkersAt());
+  auto* entries = reinterpret_cast<DecodeEntry*>(plan + planEntriesAt(g));
+  const int passes = shape.kvHeads * passesOf(shape);
+  int count = 0;
+  int64_t start = 0;
+  for (int seq = 0; seq < batch.numSeqs; seq++) {
+    if (batch.queryStart[seq + 1] - batch.queryStart[seq] != 1) continue;
+    const int context = batch.contextLens[seq];
+    if (context < 1) continue;
+    entries[count++] = {static_cast<int>(start), seq, batch.queryStart[seq], context};
+    start += tileEnd(context) - tileFirst(context, shape.window);
+  }
+  const int64_t tiles = start * passes;
+  if (tiles > INT32_MAX) {
+    throw std::invalid_argument("planAttention: the step's decodes read " + std::to_string(tiles) +
+                                " tiles of 16 keys, more than 2^31 - 1");
+  }
+  const int active = static_cast<int>(
+      std::min<int64_t>(g.decodeWorkers, (tiles + kMinWorkerTiles - 1) / kMinWorkerTiles));
+  header->tiles = static_cast<int>(tiles);
+  header->workers = active;
+  header->unused[0] = header->unused[1] = 0;
+  // begin(w) = floor(w * tiles / active) without a division a worker; the kernel inverts it.
+  const int64_t whole = active > 0 ? tiles / active : 0, rest = active > 0 ? tiles % active : 0;
+  int64_t begin = 0, error = 0;
+  int entry = 0;
+  for (int w = 0; w < active; w++) {
+    while (entry + 1 < count && int64_t{entries[entry + 1].tileStart} * passes <= begin) entry++;
+    workers[w] = {static_cast<int>(begin), entry};
+    begin += whole;
+    error += rest;
+    if (error >= active) {
+      error -= active;
+      begin++;
+    }
+  }
+  for (int w = active; w <= g.decodeWorkers; w++) workers[w] = {static_cast<int>(tiles), count};
+  result.decodeItems = active;
+  result.decodeSeqs = count;
+}
+
+void planPrefill(const AttentionShape& shape, const AttentionBatch& batch, const PlanGeometry& g,
+                 PrefillItem* items, AttentionPlan& result) {
+  int64_t total = 0;
+  int longest = 0;
+  forRowTiles(shape, batch, g, [&](const RowTile& t) {
+    total += t.tiles;
+    longest = std::max(longest, t.tiles);
+  });
+  if (total == 0) return;
+  // An item longer than its share would still run when the others are done.
+  const int64_t share = (total * shape.kvHeads + g.prefillResident - 1) / g.prefillResident;
+  const int pieceTiles = static_cast<int>(
+      std::max<int64_t>(kMinPieceTiles, std::min<int64_t>(share / 2, INT32_MAX)));
+  int piecesLeft = prefillPieces(shape, g);
+
+  static thread_local std::vector<PrefillItem> list;
+  static thread_local std::vector<int> offsets;
+  list.clear();
+  offsets.assign(longest + 2, 0);
+  int slot = 0;
+  forRowTiles(shape, batch, g, [&](const RowTile& t) {
+    int parts = 1;
+    if (t.tiles > share && t.tiles > kMinPieceTiles) {
+      parts = std::min({ceilDiv(t.tiles, pieceTiles), kMaxPieces, piecesLeft});
+      if (parts < 2) parts = 1;
+    }
+    for (int part = 0; part < parts; part++) {
+      const int from = static_cast<int>(int64_t{t.tiles} * part / parts);
+      const int to = static_cast<int>(int64_t{t.tiles} * (part + 1) / parts);
+      list.push_back({t.seq, t.rowBegin, t.keyBegin + from * g.prefillKeys,
+                      std::min(t.keyEnd, t.keyBegin + to * g.prefillKeys), part, parts, slot, 0});
+      offsets[longest - (to - from) + 1]++;
+    }
+    if (parts > 1) {
+      slot += parts;
+      piecesLeft -= parts;
+      result.splits++;
+    }
+  });
+  // Longest first, by counting: blocks start in this order and the last ones are short.
+  for (size_t i = 1; i < offsets.size(); i++) offsets[i] += offsets[i - 1];
+  for (const PrefillItem& item : list) {
+    const int tiles = ceilDiv(item.keyEnd - item.keyBegin, g.prefillKeys);
+    items[offsets[longest - tiles]++] = item;
+  }
+  result.prefillItems = static_cast<int>(list.size());
+}
+
+}  // namespace
+
+int tileFirst(int context, int window) {
+  return window > 0 && context > window ? (context - window) / kTileTokens : 0;
+}
+int tileEnd(int context) { return ceilDiv(context, kTileTokens); }
+int passesOf(const AttentionShape& shape) {
+  return ceilDiv(shape.heads / shape.kvHeads, kPassRows);
+}
+int passRowsOf(const AttentionShape& shape) {
+  return std::min(shape.heads / shape.kvHeads, kPassRows);
+}
+int prefillPieces(const AttentionShape& shape, const PlanGeometry& g) {
+  return std::max(2, 2 * g.prefillResident / shape.kvHeads);
+}
+
+size_t planWorkersAt() { return sizeof(PlanHeader); }
+size_t planEntriesAt(const PlanGeometry& g) {
+  return align16(planWorkersAt() + sizeof(DecodeWorker) * (g.decodeWorkers + 1));
+}
+size_t planItemsAt(const PlanGeometry& g, int entries) {
+  return planEntriesAt(g) + sizeof(DecodeEntry) * entries;
+}
+
+size_t planBytes(const AttentionShape& shape, const PlanGeometry& g, int maxTokens, int maxSeqs) {
+  const int64_t rows = int64_t{maxTokens} * (shape.heads / shape.kvHeads);
+  const int64_t items = (rows + g.prefillRows - 1) / g.prefillRows + maxSeqs +
+                        prefillPieces(shape, g);
+  return planItemsAt(g, maxSeqs) + sizeof(PrefillItem) * items;
+}
+
+AttentionPlan makePlan(const AttentionShape& shape, const AttentionBatch& batch, int paddedSeqs,
+                       bool graph, const PlanGeometry& g, void* plan) {
+  if (paddedSeqs < batch.numSeqs) {
+    throw std::invalid_argument("planAttention: paddedSeqs is " + std::to_string(paddedSeqs) +
+                                ", expected at least the " + std::to_string(batch.numSeqs) +
+                                " sequences of the step");
+  }
+  AttentionPlan result;
+  result.graph = graph;
+  result.paddedSeqs = paddedSeqs;
+  char* bytes = static_cast<char*>(plan);
+  planDecode(shape, batch, g, bytes, result);
+  auto* items = reinterpret_cast<PrefillItem*>(bytes + planItemsAt(g, result.decodeSeqs));
+  planPrefill(shape, batch, g, items, result);
+  if (graph && result.prefillItems > 0) {
+    throw std::invalid_argument(
+        "planAttention: graph is true, expected one query token a sequence, received chunks");
+  }
+  return result;
+}
+
+}  // namespace millrace::cuda

@@ -1,0 +1,72 @@
+// How a step's attention is divided, and the memory layout of the plan that carries it from the host
+// to the kernels. Plain C++: the planner runs, and is checked, without a GPU.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace millrace::cuda {
+
+// Decode. A tile is 16 tokens of one sequence for one pass over one KV head (a pass serves up to 16
+// query heads, the rows of an mma). All tiles of the step form one line, ordered by sequence, then
+// pass, then position; every worker (a warp of the persistent grid) takes an equal stretch of it.
+// So one sequence of 100,000 tokens and 255 short ones fill the machine alike.
+constexpr int kTileTokens = 16;
+constexpr int kPassRows = 16;
+// A worker gets at least this many tiles while there are few: partial results cost too.
+constexpr int kMinWorkerTiles = 4;
+
+struct PlanHeader {
+  int tiles;    // length of the line
+  int workers;  // that have any; the others return at once
+  int unused[2];
+};
+struct DecodeWorker {
+  int begin;  // first tile on the line; the next worker's `begin` ends it
+  int entry;  // the DecodeEntry that holds it
+};
+struct DecodeEntry {
+  int tileStart;  // tiles of one pass in the entries before
+  int seq;
+  int row;  // of q and out
+  int context;
+};
+
+// Prefill. Rows are (token, query head of one KV head) pairs, so that short chunks fill a tile of
+// rows too and all query heads of a KV head share a loaded key. Every item is run for each KV head.
+struct PrefillItem {
+  int seq;
+  int rowBegin;  // a multiple of the tile's rows; row r is token r / group, head r % group
+  int keyBegin;  // a multiple of the tile's keys
+  int keyEnd;    // exclusive
+  int part, parts;  // of the items with the same rows and different keys; 1: writes the output
+  int slot;         // of part 0 among the partial results
+  int unused;
+};
+
+// What the planner must know of the device and of the kernels that were chosen for it.
+struct PlanGeometry {
+  int decodeWorkers;  // warps of the persistent grid
+  int prefillRows, prefillKeys;
+  int prefillResident;  // blocks that run at a time
+};
+
+int tileFirst(int context, int window);  // of the tiles that a decode reads
+int tileEnd(int context);
+int passesOf(const AttentionShape& shape);   // over each KV head in decode
+int passRowsOf(const AttentionShape& shape);  // most query heads of a pass
+// Pieces that split prefill items may have together (for each KV head one partial result).
+int prefillPieces(const AttentionShape& shape, const PlanGeometry& geometry);
+
+// Byte offsets in the plan.
+size_t planWorkersAt();
+size_t planEntriesAt(const PlanGeometry& geometry);
+size_t planItemsAt(const PlanGeometry& geometry, int entries);
+
+size_t planBytes(const AttentionShape& shape, const PlanGeometry& geometry, int maxTokens,
+                 int maxSeqs);
+AttentionPlan makePlan(const AttentionShape& shape, const AttentionBatch& batch, int paddedSeqs,
+                       bool graph, const PlanGeometry& geometry, void* plan);
+
+}  // namespace millrace::cuda

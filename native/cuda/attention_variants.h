@@ -1,0 +1,21 @@
+// Which of the compiled alternatives of the attention kernels run. Only the check program, built
+// with MILLRACE_ATTENTION_EXPERIMENTS, has more than the product's, number 0.
+#pragma once
+#include "kernels.h"
+
+namespace millrace::cuda {
+
+struct AttentionVariants {
+  int decode = 0, prefill = 0;
+};
+
+#ifdef MILLRACE_ATTENTION_EXPERIMENTS
+inline AttentionVariants attentionVariants;
+// Of the kernels that `attentionVariants` chooses for the shape; null where there is none.
+const char* decodeVariantName(const AttentionShape& shape);
+const char* prefillVariantName(const AttentionShape& shape);
+#else
+constexpr AttentionVariants attentionVariants;
+#endif
+
+}  // namespace millrace::cuda
