@@ -14,8 +14,6 @@ namespace millrace::cuda {
 
 namespace {
 
-// Counters of arrived parts, in front of the partial results. All are 0 before and after a launch.
-constexpr size_t kCounterBytes = 128 << 10;
 constexpr float kLog2E = 1.4426950408889634f;
 
 int paddedDim(int headStride) { return headStride <= 64 ? 64 : headStride <= 128 ? 128 : 256; }

@@ -17,6 +17,9 @@ constexpr int kPassRows = 16;
 // A worker gets at least this many tiles while there are few: partial results cost too.
 constexpr int kMinWorkerTiles = 4;
 
+// The front of the scratch: counters of arrived parts, 0 before and after every launch.
+constexpr size_t kCounterBytes = 128 << 10;
+
 struct PlanHeader {
   int tiles;    // length of the line
   int workers;  // that have any; the others return at once

@@ -129,7 +129,8 @@ struct AttentionBatch {
 
 // Bytes that planAttention writes at most, for steps of at most these sizes.
 size_t attentionPlanBytes(const AttentionShape& shape, int maxTokens, int maxSeqs);
-// Bytes of device scratch for partial results (split KV), likewise. Shared by all layers.
+// Bytes of device scratch for partial results (split KV), likewise. Shared by all layers and shapes
+// on one stream; zeroed once by the caller, later every launch leaves its counters at zero.
 size_t attentionScratchBytes(const AttentionShape& shape, int maxTokens, int maxSeqs);
 
 // Writes the step's work lists to `plan` (host, pinned; copied to the device by the caller with the

@@ -56,6 +56,7 @@ Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& pr
   };
   clear(kvCache_, 0, map_.kvCache);
   clear(workspace_, map_.activations, program_.activationBytes);
+  clear(workspace_, map_.attentionScratch, map_.moeScratch - map_.attentionScratch);
   clear(workspace_, map_.outputs, map_.products - map_.outputs);
   for (size_t i = 0; i < program_.ropeTables.size(); i++) {
     const RopeTable& table = program_.ropeTables[i];
