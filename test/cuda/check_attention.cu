@@ -1,0 +1,201 @@
+// Checks native/cuda/attention*.cu against a float64 form on the host, and times them.
+//
+//   nvcc -std=c++17 -O3 -lineinfo --expt-relaxed-constexpr -Xcompiler -pthread \
+//     -DMILLRACE_ATTENTION_EXPERIMENTS -gencode arch=compute_90a,code=sm_90a -cudart static \
+//     -Inative/cuda test/cuda/check_attention.cu native/cuda/attention*.cu \
+//     native/cuda/attention_plan.cpp -o check_attention
+//
+//   check_attention [--plan] [--quick] [--time] [--experiments]
+//     --plan: only the planner, needs no GPU      --quick: few small steps, for compute-sanitizer
+//     --time: times instead of checks             --experiments: times of all compiled alternatives
+#include "attention_case.h"
+#include "attention_times.cuh"
+
+using namespace attention_check;
+
+namespace {
+
+double boundOf(Elem elem) {
+  return elem == Elem::F32 ? 2e-5 : elem == Elem::F16 ? 2e-3 : 1.2e-2;
+}
+
+std::string nameOfLayout(const Layout& l) {
+  return std::string(nameOf(l.elem)) + " heads " + std::to_string(l.heads) + "/" +
+         std::to_string(l.kvHeads) + " dim " + std::to_string(l.headDim) + " block " +
+         std::to_string(l.blockSize) + (l.window ? " window " + std::to_string(l.window) : "");
+}
+
+// The plain kernel, then the fast ones three times: counters must have come back.
+void checkStep(const std::string& what, const Layout& layout, const Batch& batch) {
+  static uint64_t seed = 100;
+  const std::string name = nameOfLayout(layout) + ", " + what;
+  try {
+    const Step step(layout, batch, seed += 10);
+    const auto expected = expectedOf(step);
+    // Even, so that rows stay 4-byte aligned; not a multiple of 16 bytes.
+    const int64_t outStride = layout.heads * layout.headDim + 2;
+    Memory memory(step.shape, batch.tokens(), batch.seqs(), step.q.size(), step.keys.size(),
+                  static_cast<int>(step.tables.size()), outStride);
+    const AttentionPlan plan = memory.upload(step, batch.seqs(), false);
+    const auto result = [&] {
+      return errorOf(step, memory.out.download<uint8_t>(), outStride, batch.tokens(), expected);
+    };
+    attentionPlain(step.shape, memory.inputs(), memory.rowSeq.as<int>(),
+                   memory.positions.as<int>(), batch.tokens(), memory.kv(),
+                   memory.qMatrix(step.qStride), memory.outMatrix(), nullptr);
+    report("plain " + name, result(), boundOf(layout.elem));
+    if (layout.elem == Elem::F32) return;
+    double worst = 0;
+    bool same = true;
+    std::vector<uint8_t> first;
+    for (int repeat = 0; repeat < 3; repeat++) {
+      memory.clearOut();
+      attention(step.shape, plan, memory.inputs(), memory.kv(), memory.qMatrix(step.qStride),
+                memory.outMatrix(), nullptr);
+      worst = std::max(worst, result());
+      const auto bytes = memory.out.download<uint8_t>();
+      if (repeat == 0) first = bytes;
+      same = same && bytes == first;
+    }
+    const bool zero = memory.countersAreZero();
+    report(name, same && zero ? worst : INFINITY, boundOf(layout.elem),
+           !zero ? "(counters are not 0)" : !same ? "(repeats differ)" : "");
+  } catch (const std::exception& error) {
+    report(name, INFINITY, 0, error.what());
+  }
+}
+
+// One capture, replayed for steps of other lengths and fewer sequences than the bucket has.
+void checkGraph(const Layout& layout, int bucket, int maxContext) {
+  const std::string name = nameOfLayout(layout) + ", graph of " + std::to_string(bucket);
+  try {
+    const int bs = layout.blockSize, blocks = bucket * ((maxContext + bs - 1) / bs) + 3;
+    std::mt19937 random(5);
+    const auto stepOf = [&](int seqs, int longest, uint64_t seed) {
+      Batch batch;
+      for (int s = 0; s < seqs; s++) batch.add(1, 1 + static_cast<int>(random() % longest));
+      return Step(layout, batch, seed, blocks);
+    };
+    const Step start = stepOf(bucket, 40, 1);
+    const int64_t outStride = layout.heads * layout.headDim;
+    Memory memory(start.shape, bucket, bucket, bucket * start.qStride * bytesOf(layout.elem),
+                  start.keys.size(), blocks + 2, outStride);
+    AttentionPlan plan = memory.upload(start, bucket, true);
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    check(cudaStreamCreate(&stream), "stream");
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+    attention(start.shape, plan, memory.inputs(), memory.kv(), memory.qMatrix(start.qStride),
+              memory.outMatrix(), stream);
+    check(cudaStreamEndCapture(stream, &graph), "capture");
+    check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+    const int seqs[] = {bucket, 1, std::max(1, bucket - 1), std::max(1, bucket / 2), bucket};
+    const int longest[] = {40, maxContext, maxContext, 1, maxContext};
+    for (int i = 0; i < 5; i++) {
+      const Step step = stepOf(seqs[i], longest[i], 10 + i);
+      memory.upload(step, bucket, true);
+      check(cudaDeviceSynchronize(), "upload");
+      check(cudaGraphLaunch(exec, stream), "graph");
+      check(cudaStreamSynchronize(stream), "graph");
+      const double error = errorOf(step, memory.out.download<uint8_t>(), outStride, bucket,
+                                   expectedOf(step));
+      report(name + ", " + std::to_string(seqs[i]) + " seqs to " + std::to_string(longest[i]),
+             memory.countersAreZero() ? error : INFINITY, boundOf(layout.elem));
+    }
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+  } catch (const std::exception& error) {
+    report(name, INFINITY, 0, error.what());
+  }
+}
+
+Batch decodes(std::initializer_list<int> contexts) {
+  Batch batch;
+  for (int context : contexts) batch.add(1, context);
+  return batch;
+}
+// Pairs of query tokens and context.
+Batch chunks(std::initializer_list<std::pair<int, int>> lengths) {
+  Batch batch;
+  for (auto [queries, context] : lengths) batch.add(queries, context);
+  return batch;
+}
+
+void checkQuick() {
+  for (Elem elem : {Elem::BF16, Elem::F16}) {
+    checkStep("decode", {elem, 8, 2, 128, 16, 0}, decodes({1, 37, 300}));
+    checkStep("mixed", {elem, 4, 2, 64, 32, 0}, chunks({{1, 90}, {40, 70}, {3, 200}, {1, 1}}));
+    checkStep("window", {elem, 4, 2, 24, 16, 21}, chunks({{1, 90}, {40, 70}, {1, 10}}));
+  }
+  checkStep("mixed", {Elem::BF16, 2, 2, 256, 16, 0}, chunks({{1, 50}, {20, 41}}));
+  checkStep("mixed", {Elem::F32, 4, 2, 24, 16, 9}, chunks({{1, 50}, {20, 41}}));
+  checkGraph({Elem::BF16, 4, 2, 64, 16, 0}, 4, 90);
+}
+
+void checkAll() {
+  const Batch mixed = chunks({{1, 1}, {33, 33}, {1, 129}, {5, 530}, {1, 700}, {70, 171}, {2, 2},
+                              {1, 16}, {1, 17}, {16, 16}, {129, 300}, {1, 15}});
+  for (Elem elem : {Elem::BF16, Elem::F16}) {
+    for (int dim : {16, 24, 50, 64, 80, 96, 128, 144, 256}) {
+      checkStep("mixed", {elem, 4, 2, dim, 16, 0}, mixed);
+      checkStep("mixed", {elem, 4, 2, dim, 32, 45}, mixed);
+    }
+    for (int group : {1, 2, 3, 4, 5, 7, 8, 16, 20, 32}) {
+      checkStep("mixed", {elem, 2 * group, 2, 64, 48, 0}, mixed);
+      checkStep("mixed", {elem, group, 1, 128, 64, 0}, mixed);
+    }
+    for (int window : {1, 2, 15, 16, 17, 64, 65, 200}) {
+      checkStep("mixed", {elem, 8, 2, 128, 16, window}, mixed);
+    }
+    checkStep("one long decode", {elem, 8, 1, 128, 16, 0}, decodes({30001}));
+    checkStep("one long decode", {elem, 4, 2, 64, 32, 0}, decodes({20000}));
+    checkStep("one long of many", {elem, 4, 1, 128, 16, 0},
+              decodes({7, 9001, 16, 31, 120, 5, 64, 1, 260, 33}));
+    checkStep("split prefill", {elem, 4, 1, 128, 16, 0}, chunks({{9, 6000}}));
+    checkStep("split prefill", {elem, 4, 1, 64, 16, 0}, chunks({{2, 9001}, {64, 1500}, {1, 900}}));
+    checkStep("split prefill", {elem, 2, 1, 256, 16, 0}, chunks({{17, 2000}}));
+    checkStep("split prefill", {elem, 4, 1, 128, 16, 1000}, chunks({{100, 4000}}));
+    checkStep("prefill", {elem, 4, 2, 128, 16, 0}, chunks({{700, 700}, {256, 900}}));
+    Batch many;
+    for (int i = 0; i < 300; i++) many.add(1, 1 + (i * 37) % 400);
+    checkStep("300 decodes", {elem, 8, 2, 128, 16, 0}, many);
+    Batch prompts;
+    for (int i = 0; i < 60; i++) prompts.add(2 + i, 2 + i);
+    checkStep("60 prompts", {elem, 8, 2, 64, 16, 0}, prompts);
+  }
+  for (int dim : {16, 24, 64, 128, 256}) {
+    checkStep("mixed", {Elem::F32, 6, 2, dim, 16, dim == 64 ? 33 : 0}, mixed);
+  }
+  checkGraph({Elem::BF16, 8, 2, 128, 16, 0}, 8, 3000);
+  checkGraph({Elem::F16, 4, 4, 64, 32, 100}, 32, 500);
+  checkGraph({Elem::BF16, 16, 1, 80, 16, 0}, 1, 5000);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  bool plan = false, quick = false, times = false, experiments = false;
+  for (int i = 1; i < count; i++) {
+    const std::string argument = arguments[i];
+    if (argument == "--plan") plan = true;
+    else if (argument == "--quick") quick = true;
+    else if (argument == "--time") times = true;
+    else if (argument == "--experiments") experiments = true;
+    else return std::printf("unknown argument %s\n", argument.c_str()), 2;
+  }
+  try {
+    if (!times && !experiments) {
+      report("random plans", attention_plan_cases::checkPlans(quick ? 100 : 1000), 0);
+      if (quick) checkQuick();
+      else if (!plan) checkAll();
+    }
+    if (times) timeShapes();
+    if (experiments) timeExperiments();
+  } catch (const std::exception& error) {
+    report("stopped", INFINITY, 0, error.what());
+  }
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed > 0;
+}
