@@ -106,7 +106,8 @@ size_t attentionScratchBytes(const AttentionShape& shape, int, int) {
   if (shape.elem == Elem::F32) return 0;
   const PlanGeometry& g = configurationOf(shape).geometry;
   const size_t width = shape.headStride + 2;
-  const size_t decode = size_t{2} * g.decodeWorkers * passRowsOf(shape) * width;
+  const size_t decode =
+      size_t{2} * g.decodeWorkers * partialFloats(passRowsOf(shape), shape.headStride);
   const size_t prefill = size_t(prefillPieces(shape, g)) * shape.kvHeads * g.prefillRows * width;
   const size_t counters =
       std::max(size_t{4} * g.decodeWorkers, size_t(prefillPieces(shape, g)) * shape.kvHeads);

@@ -51,7 +51,7 @@ struct Cursor {
 };
 
 __device__ __forceinline__ float* partialAt(const DecodeArgs& a, int slot) {
-  return a.partials + static_cast<int64_t>(slot) * (a.passRows * (a.headStride + 2));
+  return a.partials + static_cast<int64_t>(slot) * partialFloats(a.passRows, a.headStride);
 }
 
 template <typename T>

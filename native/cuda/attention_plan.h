@@ -20,6 +20,12 @@ constexpr int kMinWorkerTiles = 4;
 // The front of the scratch: counters of arrived parts, 0 before and after every launch.
 constexpr size_t kCounterBytes = 128 << 10;
 
+// Floats of one partial result of a decode: the rows, then a maximum and a sum for each; a multiple of 4,
+// as they are read 16 bytes at a time.
+constexpr int partialFloats(int rows, int headStride) {
+  return (rows * (headStride + 2) + 3) / 4 * 4;
+}
+
 struct PlanHeader {
   int tiles;    // length of the line
   int workers;  // that have any; the others return at once

@@ -41,7 +41,7 @@ function plan(seed: number): Planned[] {
         ...(greedy ? { temperature: 0 } : { temperature: 0.8, topP: 0.9, topK: 50 }),
         seed: randomInt(random, 0, 1000),
         n: greedy || random() < 0.5 ? 1 : randomInt(random, 2, 3),
-        maxTokens: randomInt(random, 1, 60),
+        maxTokens: randomInt(random, 1, 70),
         minTokens: random() < 0.2 ? 1 : 0,
         stopTokenIds: random() < 0.3 ? [...stems[0].slice(0, 3), 13, 14, 15] : [],
         frequencyPenalty: random() < 0.2 ? 0.5 : 0,
@@ -119,12 +119,13 @@ function compare(
 async function crowd(
   options: EngineOptions,
   planned: Planned[],
-  preempts = true,
+  small = false,
 ): Promise<Answer[][]> {
   let answers: Answer[][] = [];
   await withEngine(options, async (engine) => {
     answers = await Promise.all(planned.map((each) => answer(engine, each)));
-    if (preempts) assert.ok(engine.stats().preemptions > 0, 'the cache was small enough');
+    if (!small) return;
+    assert.ok(engine.stats().preemptions > 0, 'the cache was small enough');
     assert.ok(engine.stats().prefixHits > 0, 'prefixes were shared');
   });
   return answers;
@@ -150,15 +151,15 @@ for (const { dtype, noise, share } of [
   const bytes = dtype === 'float32' ? blockBytes : blockBytes / 2;
   const small = {
     ...{ dtype, maxModelLen: 256, maxNumSeqs: 16, maxNumBatchedTokens: 48 },
-    kvCacheMemory: (256 / BLOCK + 8) * bytes,
+    kvCacheMemory: (256 / BLOCK + 2) * bytes,
   };
 
   test(`In ${dtype} a crowd of prefills, decodes, forks and preempted requests gets the tokens each gets alone`, async () => {
     const planned = plan(1);
     const expected = await alone(storiesEngine({ dtype, maxModelLen: 256 }), planned);
-    compare(planned, await crowd(storiesEngine(small), planned), expected, noise, share);
+    compare(planned, await crowd(storiesEngine(small), planned, true), expected, noise, share);
     const wide = { dtype, maxModelLen: 256, maxNumSeqs: 128, maxNumBatchedTokens: 4096 };
-    compare(planned, await crowd(storiesEngine(wide), planned, false), expected, noise, share);
+    compare(planned, await crowd(storiesEngine(wide), planned), expected, noise, share);
   });
 }
 
@@ -166,8 +167,8 @@ test('Replayed graphs and eager launches give the same tokens', async (t) => {
   if (TEST_DEVICE !== 'cuda') return t.skip('graphs are of cuda');
   const planned = plan(2);
   const options = { dtype: 'float32', maxModelLen: 256, maxNumSeqs: 32 } as const;
-  const eager = await crowd(storiesEngine({ ...options, enforceEager: true }), planned, false);
-  const graphs = await crowd(storiesEngine(options), planned, false);
+  const eager = await crowd(storiesEngine({ ...options, enforceEager: true }), planned);
+  const graphs = await crowd(storiesEngine(options), planned);
   compare(planned, graphs, eager, 1e-3, 0.95);
 });
 
