@@ -138,12 +138,18 @@ napi_value devices(napi_env env, const Arguments&) {
     entry.set("minor", info.minor);
     entry.set("sms", info.sms);
     entry.set("total", static_cast<double>(info.total));
-    entry.set("free", static_cast<double>(info.free));
     entry.set("driver", info.driver);
     entry.set("runtime", info.runtime);
     js::check(env, napi_set_element(env, list, count++, entry.raw()));
   }
   return list;
+}
+
+napi_value freeMemory(napi_env env, const Arguments& arguments) {
+  napi_value bytes;
+  const size_t free = cuda::freeMemory(arguments[0].int32(0, 1024));
+  js::check(env, napi_create_double(env, static_cast<double>(free), &bytes));
+  return bytes;
 }
 
 // What createRunner would allocate with this config.
@@ -222,6 +228,7 @@ napi_value closeRunner(napi_env env, const Arguments& arguments) {
 napi_value init(napi_env env, napi_value exports) {
   try {
     js::define<devices, 0>(env, exports, "devices");
+    js::define<freeMemory, 1>(env, exports, "freeMemory");
     js::define<plan, 1>(env, exports, "plan");
     js::define<createRunner, 2>(env, exports, "createRunner");
     js::define<submit, 2>(env, exports, "submit");

@@ -54,8 +54,7 @@ std::vector<DeviceInfo> devices() {
     info.major = properties.major;
     info.minor = properties.minor;
     info.sms = properties.multiProcessorCount;
-    check(cudaSetDevice(i), "cudaSetDevice");
-    check(cudaMemGetInfo(&info.free, &info.total), "cudaMemGetInfo");
+    info.total = properties.totalGlobalMem;
     check(cudaDriverGetVersion(&info.driver), "cudaDriverGetVersion");
     check(cudaRuntimeGetVersion(&info.runtime), "cudaRuntimeGetVersion");
     list.push_back(info);
@@ -80,6 +79,13 @@ void useDevice(int index) {
                     "; 8.0 (Ampere) or later is needed");
   }
   check(cudaSetDevice(index), "cudaSetDevice");
+}
+
+size_t freeMemory(int index) {
+  useDevice(index);
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return free;
 }
 
 template <Place PLACE>

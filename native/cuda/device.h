@@ -16,12 +16,16 @@ struct DeviceInfo {
   std::string name;
   int major, minor;  // compute capability
   int sms;
-  size_t total, free;   // bytes of memory
+  size_t total;         // bytes of memory
   int driver, runtime;  // 1000 * major + 10 * minor
 };
 
 // All GPUs. Throws CudaError that says what is missing: driver, GPU, or a newer driver.
 std::vector<DeviceInfo> devices();
+
+// Bytes of memory of GPU `index` that can be had, once this process has taken what it needs to use
+// the GPU at all.
+size_t freeMemory(int index);
 
 // Makes GPU `index` the current one of this thread. Throws CudaError if there is none such or it is
 // too old for the kernels.

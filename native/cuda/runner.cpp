@@ -11,13 +11,6 @@ namespace {
 // Shares of loading that are done when the weights are there, and when products are tuned.
 constexpr double kLoaded = 0.8, kTuned = 0.9;
 
-size_t freeBytes(int device) {
-  useDevice(device);
-  size_t free = 0, total = 0;
-  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-  return free;
-}
-
 // Bytes that all of these are a multiple of, at most 16.
 int commonAlignment(std::initializer_list<size_t> offsets) {
   size_t bits = 16;
@@ -41,7 +34,7 @@ Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& pr
       profiling_(config.profiling),
       program_(decodeProgram(config, shapes_)),
       map_((useDevice(config.device), mapMemory(config, program_, shapes_))),
-      freeBefore_(freeBytes(config.device)),
+      freeBefore_(freeMemory(config.device)),
       weightMemory_(map_.weights),
       workspace_(map_.workspace),
       kvCache_(map_.kvCache),
@@ -67,7 +60,7 @@ Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& pr
   warmUp();
   if (!eager_) captureGraphs(progress);
   profile_ = {};
-  const size_t taken = freeBefore_ - std::min(freeBefore_, freeBytes(device_));
+  const size_t taken = freeBefore_ - std::min(freeBefore_, freeMemory(device_));
   const size_t asked = map_.weights + map_.workspace + map_.kvCache;
   overhead_ = taken > asked ? taken - asked : 0;
   progress(1);

@@ -77,10 +77,7 @@ export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend
   const modes = { enforceEager, profiling };
   return {
     name: 'cuda',
-    memory() {
-      const { total, free } = devices()[DEVICE];
-      return { total, free };
-    },
+    memory: () => ({ total: device.total, free: native().freeMemory(DEVICE) }),
     kvBytesPerBlock,
     fixedBytes(program, weights, limits) {
       const config = nativeConfig({
@@ -175,7 +172,7 @@ function load(
       throw new MemoryPlanError(
         `${device.name} refused the memory for weights (${mebibytes(weights)}), workspace ` +
           `(${mebibytes(workspace)}) and ${config.limits.numBlocks} KV blocks (${mebibytes(kvCache)}); ` +
-          `${mebibytes(devices()[DEVICE].free)} are free. Lower gpu-memory-utilization, the KV cache ` +
+          `${mebibytes(native().freeMemory(DEVICE))} are free. Lower gpu-memory-utilization, the KV cache ` +
           'memory or the tokens in a step, or stop other programs on the GPU',
         { cause },
       );

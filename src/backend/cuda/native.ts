@@ -60,7 +60,6 @@ export interface CudaDevice {
   sms: number;
   /** Bytes of memory. */
   total: number;
-  free: number;
   /** CUDA versions that the driver knows and that the addon was built with: 1000 * major + 10 * minor. */
   driver: number;
   runtime: number;
@@ -78,6 +77,8 @@ export type NativeRunner = object;
 export interface Native {
   /** Throws where there is no driver or no GPU. */
   devices(): CudaDevice[];
+  /** Bytes of a GPU that can be had. */
+  freeMemory(device: number): number;
   /** What `createRunner` would allocate. */
   plan(config: NativeConfig): NativeMemory;
   createRunner(config: NativeConfig, onProgress?: (share: number) => void): NativeRunner;
