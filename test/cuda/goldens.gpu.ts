@@ -18,14 +18,22 @@ const BOUNDS: Record<DType, number> = {
   bfloat16: 30 * 2 ** -9,
 };
 const FLOAT32_MOST = 1e-3;
-/** A margin of logits below this may fall to either side. */
-const NOISE: Record<DType, number> = { float32: 1e-3, float16: 0.02, bfloat16: 0.15 };
+/**
+ * A margin of logits below this may fall to either side: three standard deviations of the difference
+ * of two logits of order 1, each as far off as the bound allows.
+ */
+const NOISE: Record<DType, number> = {
+  float32: FLOAT32_MOST,
+  float16: 3 * Math.SQRT2 * BOUNDS.float16,
+  bfloat16: 3 * Math.SQRT2 * BOUNDS.bfloat16,
+};
 
 /**
- * Rounding may turn a router's close decision, which changes what all later tokens see: of a mixture
- * of experts in 16 bits no token is compared, and the logits by this much less.
+ * Rounding may turn a router's close decision, which changes what all later tokens see, by as much
+ * in one 16-bit type as in the other: of a mixture of experts in 16 bits no token is compared, and
+ * the logits only as far as rules out that experts or their weights are mixed up.
  */
-const ROUTED = 6;
+const ROUTED = 6 * BOUNDS.bfloat16;
 
 const FEEDINGS = [
   { chunk: 1024, together: false },
@@ -39,7 +47,7 @@ for (const golden of goldens()) {
   for (const dtype of ['float32', 'float16', 'bfloat16'] as const) {
     const model = loadModel(golden.path, { dtype });
     const routed = dtype !== 'float32' && model.program.ops.some(({ kind }) => kind === 'moe');
-    const bound = (routed ? ROUTED : 1) * BOUNDS[dtype];
+    const bound = routed ? ROUTED : BOUNDS[dtype];
 
     test(`The GPU computes the logits of ${golden.name} in ${dtype}`, () => {
       for (const feeding of FEEDINGS) {
