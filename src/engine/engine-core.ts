@@ -92,6 +92,16 @@ export class EngineCore {
     return this.#scheduler.hasWork || !this.#pipeline.isEmpty || !this.#writer.isEmpty;
   }
 
+  /** Whether requests wait only for others to make up a full batch with them (`batching: 'static'`). */
+  get isGathering(): boolean {
+    return this.#scheduler.isGathering;
+  }
+
+  /** Stops waiting for others; there is no clock here to tell when. */
+  startIncompleteBatch(): void {
+    this.#scheduler.startIncompleteBatch();
+  }
+
   /** Queues a request, which must fit: its prompt is shorter than `maxModelLen`. */
   add(input: NewRequest): void {
     const seed = input.params.seed;

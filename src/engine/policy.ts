@@ -9,12 +9,15 @@ export const SCHEDULING_POLICIES = ['fcfs', 'priority'] as const;
 export type SchedulingPolicy = (typeof SCHEDULING_POLICIES)[number];
 
 /**
- * `continuous`: requests join and leave in every step. `static`: those that wait when the last batch
- * has ended make up the next, which runs until all of it has ended; a seat that becomes free stays
- * empty till then.
+ * `continuous`: requests join and leave in every step. `static`: when the last batch
+ * has ended, the next is waited for until it is full, or for `BATCH_DELAY_MS`, and runs until all of
+ * it has ended; a seat that becomes free stays empty till then.
  */
 export const BATCHINGS = ['continuous', 'static'] as const;
 export type Batching = (typeof BATCHINGS)[number];
+
+/** How long an idle engine waits for a static batch to become full, from the first request on. */
+export const BATCH_DELAY_MS = 50;
 
 /**
  * `by-block`: a sequence holds the blocks its tokens fill. `worst-case`: from its admission on it

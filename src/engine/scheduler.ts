@@ -50,7 +50,7 @@ export class Scheduler {
   #scheduled: Sequence[] = [];
   #budget = 0;
   /** How many of the waiting may still join the batch. */
-  #open = Number.POSITIVE_INFINITY;
+  #open: number;
 
   constructor(blocks: BlockManager, options: SchedulerOptions) {
     this.#blocks = blocks;
@@ -61,6 +61,7 @@ export class Scheduler {
     this.#chunked = options.enableChunkedPrefill ?? true;
     this.#reservedTokens = options.reservedTokens ?? 0;
     this.#waiting = new SortedSequences(this.#order);
+    this.#open = this.#batching === 'static' ? 0 : Number.POSITIVE_INFINITY;
   }
 
   get running(): readonly Sequence[] {
@@ -71,8 +72,19 @@ export class Scheduler {
     return this.#waiting.length;
   }
 
+  /** Whether `schedule` would find anything to compute, once what is in flight is known. */
   get hasWork(): boolean {
-    return this.#running.length > 0 || this.#waiting.length > 0;
+    return this.#running.length > 0 || (this.#waiting.length > 0 && !this.isGathering);
+  }
+
+  /** Whether those that wait do so only for others to make up a full static batch with them. */
+  get isGathering(): boolean {
+    return this.#awaitsBatch && this.#waiting.length > 0 && !this.#fillBatch();
+  }
+
+  /** Lets those that wait make up a static batch, full or not. */
+  startIncompleteBatch(): void {
+    if (this.isGathering) this.#open = this.#waiting.length;
   }
 
   add(sequence: Sequence): void {
@@ -111,7 +123,10 @@ export class Scheduler {
   /** Takes a sequence out, running or waiting, and frees its blocks. */
   remove(sequence: Sequence): void {
     sequence.scheduled = 0;
-    if (this.#waiting.delete(sequence)) return;
+    if (this.#waiting.delete(sequence)) {
+      if (this.#batching === 'static') this.#open = Math.min(this.#open, this.#waiting.length);
+      return;
+    }
     const at = this.#running.indexOf(sequence);
     if (at !== -1) this.#running.splice(at, 1);
     this.#blocks.free(sequence);
@@ -138,9 +153,8 @@ export class Scheduler {
 
   /** Then new and preempted sequences, strictly in order: nobody overtakes one that waits for room. */
   #admit(): void {
-    if (this.#waiting.length === 0) return;
-    if (this.#batching === 'static' && this.#running.length === 0)
-      this.#open = this.#waiting.length;
+    if (this.#waiting.length === 0 || this.isGathering) return;
+    if (this.#awaitsBatch) this.#open = this.#waiting.length;
     let seats = this.#maxNumSeqs;
     let promised = 0;
     for (const sequence of this.#running) {
@@ -182,6 +196,24 @@ export class Scheduler {
       seats -= next.seats;
       promised += this.#soonMissing(next);
     }
+  }
+
+  /** Whether the last static batch has ended and the next has not begun. */
+  get #awaitsBatch(): boolean {
+    return this.#batching === 'static' && this.#running.length === 0 && this.#open === 0;
+  }
+
+  /** Whether those that wait need all seats or all blocks, by what admission asks without cached blocks. */
+  #fillBatch(): boolean {
+    let seats = this.#maxNumSeqs;
+    let blocks = this.#blocks.numBlocks;
+    for (const sequence of this.#waiting) {
+      const tokens = Math.max(this.#soon(sequence), this.#reservedTokens);
+      seats -= sequence.seats;
+      blocks -= this.#blocks.blocksFor(tokens) + sequence.pendingForks;
+      if (seats <= 0 || blocks <= 0) return true;
+    }
+    return false;
   }
 
   /** Nobody else joins a static batch, once seats or blocks have run out. */

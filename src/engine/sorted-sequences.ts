@@ -24,6 +24,11 @@ export class SortedSequences {
     return this.#items[this.#items.length - 1];
   }
 
+  /** In the order they are served in. */
+  *[Symbol.iterator](): Iterator<Sequence> {
+    for (let i = this.#items.length - 1; i >= 0; i--) yield this.#items[i];
+  }
+
   insert(sequence: Sequence): void {
     this.#items.splice(this.#position(sequence), 0, sequence);
   }

@@ -13,17 +13,110 @@ function prompt(seed: number, length: number): number[] {
   return Array.from({ length }, () => Math.floor(next() * VOCAB));
 }
 
-test('A static batch takes nobody in until all of it has ended', () => {
-  const driver = new CoreDriver({ batching: 'static', maxNumSeqs: 4, maxNumBatchedTokens: 64 });
-  const short = driver.add(prompt(1, 10), { maxTokens: 3, ignoreEos: true });
-  const long = driver.add(prompt(2, 10), { maxTokens: 12, ignoreEos: true });
+test('A static batch waits until all seats are taken, and then takes nobody in until all of it has ended', () => {
+  const driver = new CoreDriver({ batching: 'static', maxNumSeqs: 3, maxNumBatchedTokens: 64 });
+  const add = (seed: number, maxTokens: number, n = 1) =>
+    driver.add(prompt(seed, 10), { maxTokens, ignoreEos: true, n });
+  const short = add(1, 3);
+  assert.ok(driver.core.isGathering);
+  assert.equal(driver.core.hasWork, false, 'an engine that waits for a batch may sleep');
+  assert.equal(driver.step().report.tokens, 0);
+  const long = add(2, 12, 2);
+  assert.equal(driver.core.isGathering, false);
+  assert.ok(driver.core.hasWork, 'a seat and two for the choices make three');
   driver.step();
-  const late = driver.add(prompt(3, 10), { maxTokens: 3, ignoreEos: true });
+  const late = add(3, 3);
+  while (driver.core.hasWork) driver.step();
+  assert.equal(driver.choice(short).firstStep, 2);
+  assert.equal(driver.choice(long).firstStep, 2);
+  assert.equal(driver.steps, 13);
+  assert.equal(driver.choice(late).firstStep, 0, 'it waits for company when the batch has ended');
+  driver.core.startIncompleteBatch();
   driver.run();
-  assert.equal(driver.choice(short).firstStep, 1);
-  assert.equal(driver.choice(long).firstStep, 1);
-  assert.equal(driver.choice(late).firstStep, 13);
+  assert.equal(driver.choice(late).firstStep, 14);
 });
+
+test('A static batch is full when the KV cache is', () => {
+  for (const [kvReservation, full] of [
+    ['by-block', 4],
+    ['worst-case', 2],
+  ] as const) {
+    const driver = new CoreDriver({
+      ...{ batching: 'static', kvReservation, maxNumSeqs: 8 },
+      ...{ numBlocks: 16, maxModelLen: 128, enablePrefixCaching: false },
+    });
+    // Each 40 tokens, and as admission counts a block more: 4 of 16 blocks, or 8 if reserved.
+    for (let count = 1; count <= full; count++) {
+      assert.equal(driver.core.hasWork, false, `${kvReservation}: ${count - 1} are no full batch`);
+      driver.add(prompt(count, 40), { maxTokens: 30, ignoreEos: true });
+    }
+    assert.ok(driver.core.hasWork, `${kvReservation}: ${full} fill the cache`);
+    driver.step();
+    driver.step();
+    driver.step();
+    assert.equal(driver.core.stats().running, full);
+  }
+});
+
+test('Whoever gives up while a batch is gathered is not counted for it', () => {
+  const driver = new CoreDriver({ batching: 'static', maxNumSeqs: 3 });
+  const first = driver.add(prompt(1, 10), { maxTokens: 2 });
+  driver.add(prompt(2, 10), { maxTokens: 2 });
+  driver.core.abort(first);
+  assert.ok(driver.core.hasWork, 'the abort is to be reported');
+  driver.step();
+  assert.equal(driver.choice(first).finish?.reason, 'abort');
+  assert.equal(driver.core.hasWork, false);
+  const third = driver.add(prompt(3, 10));
+  assert.ok(driver.core.isGathering);
+  driver.core.abort(third);
+  driver.core.abortAll();
+  driver.step();
+  assert.equal(driver.core.isGathering, false);
+  driver.core.startIncompleteBatch();
+  driver.add(prompt(4, 10));
+  assert.ok(driver.core.isGathering, 'a start with nobody there does not count for the next');
+});
+
+for (const overlap of [false, true]) {
+  test(`A static batch ${overlap ? '(overlapped) ' : ''}that nobody started has all seats taken, and nobody joins one that runs`, () => {
+    let [full, early] = [0, 0];
+    for (let seed = 1; seed <= 300; seed++) {
+      const next = randomSource(seed);
+      const below = (end: number) => Math.floor(next() * end);
+      const maxNumSeqs = 1 + below(5);
+      // All prompts of a batch fit into one step, and blocks never run out.
+      const driver = new CoreDriver({
+        ...{ overlap, batching: 'static', maxNumSeqs, maxNumBatchedTokens: 256, numBlocks: 256 },
+      });
+      const handles: number[] = [];
+      for (let started = false, missing = 20; missing > 0 || driver.core.hasWork; ) {
+        if (missing > 0 && next() < 0.4) {
+          missing--;
+          handles.push(driver.add(prompt(missing, 1 + below(20)), { maxTokens: 1 + below(8) }));
+        }
+        if (driver.core.isGathering && next() < 0.1) {
+          started = true;
+          driver.core.startIncompleteBatch();
+        }
+        const before = driver.core.stats();
+        if (!driver.core.hasWork) continue;
+        driver.step();
+        const { waiting } = driver.core.stats();
+        if (before.running > 0) assert.equal(waiting, before.waiting, `seed ${seed}: nobody joins`);
+        else if (started) early++;
+        else {
+          full++;
+          assert.equal(before.waiting - waiting, maxNumSeqs, `seed ${seed}: all seats`);
+        }
+        started = false;
+      }
+      driver.run();
+      assert.ok(handles.every((handle) => driver.choice(handle).finish));
+    }
+    assert.ok(full > 100 && early > 100, `${full} full batches, ${early} incomplete ones`);
+  });
+}
 
 test('A static batch whose prompts take several steps is filled up, a continuous one at any time', () => {
   const starts = (batching: 'static' | 'continuous') => {

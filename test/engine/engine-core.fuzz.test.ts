@@ -18,7 +18,7 @@ interface Planned {
 for (const overlap of [false, true]) {
   test(`In ${STEPS} ${overlap ? 'overlapped ' : ''}steps of random engines under random load no block is lost or owned twice, and every request gets exactly its tokens`, () => {
     let steps = 0;
-    const seen = { preemptions: 0, hits: 0, aborts: 0, forks: 0, finished: 0 };
+    const seen = { preemptions: 0, hits: 0, aborts: 0, forks: 0, finished: 0, gathering: 0 };
     for (let seed = 1; steps < STEPS; seed++) steps += runOne(seed, overlap, seen);
     for (const [event, count] of Object.entries(seen)) {
       assert.ok(count > 1000, `${event} happened often enough to be tested: ${count}`);
@@ -42,6 +42,7 @@ function runOne(seed: number, overlap: boolean, seen: Record<string, number>): n
     maxNumBatchedTokens: maxNumSeqs + below(40),
     enablePrefixCaching: next() < 0.8,
     schedulingPolicy: next() < 0.5 ? 'fcfs' : 'priority',
+    batching: next() < 0.1 ? 'static' : 'continuous',
     eosTokenIds: [EOS],
     hashSeed: seed,
   });
@@ -74,22 +75,26 @@ function runOne(seed: number, overlap: boolean, seen: Record<string, number>): n
 
   const requests = 20 + below(60);
   const rate = next() * 1.5;
-  for (let idle = 0; planned.size < requests || driver.core.hasWork; ) {
+  const { core } = driver;
+  for (let idle = 0; planned.size < requests || core.hasWork || core.isGathering; ) {
     while (planned.size < requests && next() < rate / (1 + rate)) addOne();
     if (planned.size > 0 && next() < 0.02) {
       const handle = below(planned.size);
       aborted.add(handle);
-      driver.core.abort(handle, next() < 0.3 ? 0 : undefined);
+      core.abort(handle, next() < 0.3 ? 0 : undefined);
     }
-    const { running, waiting } = driver.core.stats();
-    if (driver.core.hasWork) {
+    const { isGathering } = core;
+    if (isGathering) seen.gathering++;
+    if (isGathering && next() < 0.2) core.startIncompleteBatch();
+    const idling = core.isGathering || core.stats().running + core.stats().waiting === 0;
+    if (core.hasWork) {
       const { report } = driver.step();
-      assert.ok(report.tokens > 0 || running + waiting === 0, `seed ${seed}: every step computes`);
+      assert.ok(report.tokens > 0 || idling, `seed ${seed}: every step computes`);
     } else if (++idle > 1000) addOne();
     assert.ok(driver.steps < 20_000, `seed ${seed}: no starvation`);
   }
 
-  const stats = driver.core.stats();
+  const stats = core.stats();
   assert.equal(stats.freeBlocks, numBlocks, `seed ${seed}: all blocks are free at the end`);
   assert.ok(driver.runner.mostTokens <= driver.options.maxNumBatchedTokens);
   seen.preemptions += stats.preemptions;

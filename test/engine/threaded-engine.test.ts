@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
 import type { Delta, Engine, EngineInfo, EngineRequest, StepReport } from '../../src/engine/api.js';
+import { BATCH_DELAY_MS, type Batching } from '../../src/engine/policy.js';
 import { type SamplingParams, samplingParams } from '../../src/engine/sampling-params.js';
 import { connectEngine, startEngine } from '../../src/engine/start-engine.js';
 import type { RequestLimits } from '../../src/engine/threaded-engine.js';
@@ -20,7 +21,7 @@ const ENDLESS_CONTEXT: Partial<EngineInfo> = { maxModelLen: 2 ** 20, numBlocks: 
 async function withEngine(
   use: (engine: Engine) => Promise<void>,
   limits: RequestLimits = {},
-  info: Partial<EngineInfo> & { overlap?: boolean } = {},
+  info: Partial<EngineInfo> & { overlap?: boolean; batching?: Batching } = {},
 ): Promise<void> {
   const engine = await connectEngine(new Worker(WORKER, { workerData: info }), limits);
   try {
@@ -283,4 +284,50 @@ test('What is wrong with options or checkpoint rejects the start with its own er
   await assert.rejects(startEngine({ model, device: 'reference', kvCacheMemory: 100 }), {
     code: 'memory_plan',
   });
+});
+
+test('A static batch starts when it is full, or incomplete after a while, and an engine that waits for one sleeps', async () => {
+  for (const overlap of [false, true]) {
+    const settings = { batching: 'static' as const, overlap };
+    await withEngine(
+      async (engine) => {
+        const params = { ignoreEos: true, maxTokens: 4, logitBias: NOT_62 };
+        const times = async (count: number, from: number) => {
+          const ids = Array.from({ length: count }, (_, i) => `${from + i}`);
+          const all = ids.map((id) => complete(engine, request(engine, id, params)));
+          const finishes = (await Promise.all(all)).map((deltas) => deltas.at(-1)!.finish!.timing);
+          return finishes.map(({ arrival, scheduled }) => scheduled - arrival);
+        };
+        let reports = 0;
+        engine.onStep(() => reports++);
+        // Four seats: six requests are a full batch and two that wait for more.
+        const waits = await times(6, 0);
+        for (const wait of waits.slice(4)) assert.ok(wait >= BATCH_DELAY_MS - 2, `${wait} ms`);
+        assert.ok(reports <= 2 * (4 + 1), `${reports} steps for two batches of 4 tokens`);
+        const [alone] = await times(1, 6);
+        assert.ok(alone >= BATCH_DELAY_MS - 2, `alone it waited ${alone} ms`);
+      },
+      {},
+      settings,
+    );
+  }
+});
+
+test('While a static batch is gathered a request can be aborted, and the engine closed', async () => {
+  await withEngine(
+    async (engine) => {
+      const finish = (id: string) =>
+        complete(engine, request(engine, id)).then((deltas) => deltas.at(-1)!.finish!);
+      const ends = [finish('a'), finish('b')];
+      engine.abort('a');
+      assert.equal((await ends[0]).reason, 'abort');
+      assert.equal(engine.stats().steps, 0, 'nothing was computed');
+      await engine.close();
+      const { reason, timing } = await ends[1];
+      assert.equal(reason, 'abort');
+      assert.equal(timing.scheduled, 0);
+    },
+    {},
+    { batching: 'static' },
+  );
 });

@@ -107,10 +107,11 @@ export class CoreDriver {
     return output;
   }
 
-  /** Steps until nothing is left to do. */
+  /** Steps until nothing is left to do. Batches that can only be incomplete are started as such. */
   run(most = 100_000): void {
-    for (let i = 0; this.core.hasWork; i++) {
+    for (let i = 0; this.core.hasWork || this.core.isGathering; i++) {
       if (i === most) throw new Error(`not done after ${most} steps`);
+      this.core.startIncompleteBatch();
       this.step();
     }
   }
