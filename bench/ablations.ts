@@ -15,7 +15,8 @@
  * the policies, each on a fresh engine; medians with (least - most), and once more in Markdown.
  *
  * Three runs of stories-7m take some ten minutes on two cores. After --time-limit seconds (1800)
- * it stops where it is and reports what it has. Every measurement is a line of progress on stderr.
+ * it stops where it is and reports what it has, with
+ * exit code 1 if not every policy was measured once. Every measurement is a line of progress on stderr.
  */
 import { setMaxListeners } from 'node:events';
 import { writeFileSync } from 'node:fs';
@@ -95,6 +96,7 @@ try {
 } catch (error) {
   if (!outOfTime.aborted) throw error;
   console.error(`stopped after ${flags['time-limit']} s, the time limit`);
+  if (atRate.get(FULL)!.length === 0) process.exitCode = 1;
 }
 const report = { rate, offered: rate * tokensPerRequest, atOnce, atRate };
 console.log(`\n${spreadTables(report)}\n\n${markdownTable(report)}`);

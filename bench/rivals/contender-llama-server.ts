@@ -19,41 +19,32 @@ import {
   serveContender,
   type Workload,
 } from './contender.js';
+import { keepPrepared } from './keep-prepared.js';
 
 const [binary, modelPath] = process.argv.slice(2);
 const START_LIMIT_MS = 60_000;
 const agent = keepAliveAgent();
 
-await serveContender(async (): Promise<Contender> => {
-  let server: { child: ChildProcess; port: number } | undefined;
-  let made = '';
-  const stop = async () => {
-    if (!server) return;
-    const { child } = server;
-    server = undefined;
-    if (child.exitCode !== null) return;
-    const exited = new Promise((resolve) => child.once('exit', resolve));
-    child.kill();
-    await exited;
-  };
-  process.once('exit', () => server?.child.kill());
-  const prepare = async (streams: number, settings: Settings) => {
-    const wanted = JSON.stringify([streams, settings]);
-    if (made === wanted) return;
-    await stop();
-    server = await startServer(streams, settings);
-    made = wanted;
-  };
-  return {
-    description: `llama.cpp server: ${versionOf(binary)}`,
-    prepare,
-    async run(workload, settings) {
-      await prepare(workload.prompts.length, settings);
-      return await run(server!.port, workload);
-    },
-    close: stop,
-  };
-});
+interface Server {
+  child: ChildProcess;
+  port: number;
+}
+let running: ChildProcess | undefined;
+process.once('exit', () => running?.kill());
+
+await serveContender(
+  async (): Promise<Contender> =>
+    keepPrepared(`llama.cpp server: ${versionOf(binary)}`, {
+      make: startServer,
+      run: ({ port }, workload) => run(port, workload),
+      async dispose({ child }) {
+        if (child.exitCode !== null) return;
+        const exited = new Promise((resolve) => child.once('exit', resolve));
+        child.kill();
+        await exited;
+      },
+    }),
+);
 
 function versionOf(path: string): string {
   const text = execFileSync(path, ['--version'], { encoding: 'utf8', stdio: 'pipe' });
@@ -63,7 +54,7 @@ function versionOf(path: string): string {
 async function startServer(
   streams: number,
   { threads, batchSize, flashAttention }: Settings,
-): Promise<{ child: ChildProcess; port: number }> {
+): Promise<Server> {
   const port = await freePort();
   const flags = {
     '--model': modelPath,
@@ -79,6 +70,7 @@ async function startServer(
   const child = spawn(binary, Object.entries(flags).flat().map(String), {
     stdio: ['ignore', 'ignore', 'pipe'],
   });
+  running = child;
   let log = '';
   child.stderr?.on('data', (bytes: Buffer) => {
     log = (log + bytes.toString()).slice(-2000);

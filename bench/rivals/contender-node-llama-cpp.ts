@@ -9,11 +9,11 @@ import { now } from '../../src/engine/api.js';
 import {
   CONTEXT,
   type Contender,
-  type Settings,
   type Streams,
   serveContender,
   type Workload,
 } from './contender.js';
+import { keepPrepared } from './keep-prepared.js';
 
 /** The part of node-llama-cpp's interface that is used here. */
 interface Library {
@@ -52,31 +52,20 @@ await serveContender(async (): Promise<Contender> => {
   });
   const model = await llama.loadModel({ modelPath });
   const features = llama.systemInfo.match(/[A-Z0-9_]+(?= = 1)/g) ?? [];
-  let context: Context | undefined;
-  let made = '';
-  return {
-    description: `node-llama-cpp ${version}: ${features.join(' ')}`,
-    prepare,
-    async run(workload, settings) {
-      await prepare(workload.prompts.length, settings);
-      return await run(context!, workload);
-    },
-    close: () => llama.dispose(),
-  };
-
-  async function prepare(streams: number, settings: Settings): Promise<void> {
-    const wanted = JSON.stringify([streams, settings]);
-    if (made === wanted) return;
-    await context?.dispose();
-    context = await model.createContext({
-      sequences: streams,
-      contextSize: CONTEXT,
-      batchSize: settings.batchSize,
-      flashAttention: settings.flashAttention,
-      threads: settings.threads,
-    });
-    made = wanted;
-  }
+  const contender = keepPrepared<Context>(`node-llama-cpp ${version}: ${features.join(' ')}`, {
+    make: (streams, settings) =>
+      model.createContext({
+        sequences: streams,
+        contextSize: CONTEXT,
+        batchSize: settings.batchSize,
+        flashAttention: settings.flashAttention,
+        threads: settings.threads,
+      }),
+    run,
+    dispose: (context) => context.dispose(),
+  });
+  // The library disposes of its contexts itself.
+  return { ...contender, close: () => llama.dispose() };
 });
 
 async function run(context: Context, { prompts, outputTokens }: Workload): Promise<Streams> {

@@ -1,24 +1,25 @@
 #include "isa.h"
 
+#include "cpu_features.h"
+
 namespace millrace {
 
-std::vector<const Kernels*> availableKernels() {
-  std::vector<const Kernels*> list = {&portableKernels};
+static const Kernels* const allKernels[] = {
+    &portableKernels,
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  // The builtins also ask whether the operating system saves the registers (XGETBV).
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  if (avx2) list.push_back(&avx2Kernels);
-  if (avx512) list.push_back(&avx512Kernels);
-  // Every machine with BF16 has VNNI as well so far, and the kernels count on both.
-  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) {
-    list.push_back(&avx512bf16Kernels);
-  }
+    &avx2Kernels,
+    &avx512Kernels,
+    &avx512bf16Kernels,
 #endif
+};
+
+std::vector<const Kernels*> availableKernels() {
+  std::vector<const Kernels*> list;
+  for (const std::string& name : availableIsas()) {
+    for (const Kernels* each : allKernels) {
+      if (name == each->name) list.push_back(each);
+    }
+  }
   return list;
 }
 

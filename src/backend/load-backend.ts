@@ -1,4 +1,5 @@
 /** Executors by name: one that is not used need not be built. */
+import { availableParallelism } from 'node:os';
 import { InvalidParameterError } from '../errors.js';
 import type { Backend } from './backend.js';
 import type { CpuIsa } from './cpu/native.js';
@@ -33,6 +34,18 @@ export function checkDeviceOptions({
     throw InvalidParameterError.expected('boolean', 'enforceEager', enforceEager);
   }
   if (enforceEager) onlyWith('cuda', device, 'enforceEager', enforceEager);
+}
+
+/** What works, but not as well as whoever chose it may think. */
+export function deviceWarnings(
+  { threads = 1 }: DeviceOptions,
+  cores = availableParallelism(),
+): string[] {
+  if (threads <= cores) return [];
+  return [
+    `warning: ${threads} threads share ${cores} ${cores === 1 ? 'core' : 'cores'}: they wait for one ` +
+      'another in every operation, which is slower than a thread for each core',
+  ];
 }
 
 /** Throws InvalidParameterError if `value` was given although `device` is another. */

@@ -6,7 +6,7 @@ import { cell } from './text-table.js';
 /** ms between two states of the line. */
 const PERIOD = 500;
 
-/** Writes only to a terminal; elsewhere it is silent. */
+/** One line that changes on a terminal; where there is none, a line every quarter. On stderr. */
 export class LiveLine {
   readonly #total: number;
   readonly #stream: NodeJS.WriteStream;
@@ -35,6 +35,8 @@ export class LiveLine {
     this.#done++;
     this.#tokens += record.tokenTimes.length;
     if (record.error) this.#errors++;
+    const quarter = Math.ceil(this.#total / 4);
+    if (!this.#stream.isTTY && this.#done % quarter === 0) this.#stream.write(`${this.text()}\n`);
   };
 
   /** The line as it stands. */

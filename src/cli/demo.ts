@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { closedLoop } from '../bench/closed-loop.js';
+import { LiveLine } from '../bench/live-line.js';
 import { type RequestRecord, tpot, ttft } from '../bench/request-record.js';
 import { percentile } from '../bench/statistics.js';
 import { keepAliveAgent, streamRequest } from '../bench/streaming-client.js';
@@ -122,12 +123,13 @@ async function sendAll(
   watch.catch(() => {});
 
   const start = now();
-  const progress = new Progress(round.label, prompts.length);
+  const live = new LiveLine(prompts.length, { title: round.label });
   const records = await closedLoop({
     count: prompts.length,
     concurrency: round.concurrency,
-    send: (index) =>
-      streamRequest({
+    send: (index) => {
+      live.onSend();
+      return streamRequest({
         url: `${server.url}/v1/chat/completions`,
         agent,
         intended: now(),
@@ -143,11 +145,12 @@ async function sendAll(
           // A salt of its own for each round: the second must not live off the first one's cache.
           cache_salt: round.salt,
         },
-      }),
-    onDone: (record) => progress.note(record),
+      });
+    },
+    onDone: live.onDone,
   });
   const seconds = (now() - start) / 1000;
-  progress.end();
+  live.end();
   ended = true;
   await watch;
   agent.destroy();
@@ -213,40 +216,6 @@ async function readMetrics(
     prefixQueries: value('prefix_cache_queries_total'),
     prefixHits: value('prefix_cache_hits_total'),
   };
-}
-
-/** One live line on a terminal; a line every quarter where there is none. */
-class Progress {
-  readonly #label: string;
-  readonly #total: number;
-  readonly #start = now();
-  #done = 0;
-  #tokens = 0;
-
-  constructor(label: string, total: number) {
-    this.#label = label;
-    this.#total = total;
-  }
-
-  note(record: RequestRecord): void {
-    if (record.error) return;
-    this.#done++;
-    this.#tokens += record.outputTokens;
-    const live = process.stderr.isTTY;
-    if (live) process.stderr.write(`\r${this.#line()}`);
-    else if (this.#done % Math.ceil(this.#total / 4) === 0)
-      process.stderr.write(`${this.#line()}\n`);
-  }
-
-  end(): void {
-    if (process.stderr.isTTY) process.stderr.write('\n');
-  }
-
-  #line(): string {
-    const seconds = (now() - this.#start) / 1000;
-    const rate = Math.round(this.#tokens / seconds);
-    return `${this.#label}: ${this.#done}/${this.#total} stories, ${rate} tok/s, ${seconds.toFixed(1)} s   `;
-  }
 }
 
 function equalTokens(a: readonly number[], b: readonly number[]): boolean {

@@ -1,7 +1,7 @@
 /** From options to an engine core on a loaded model. Slow: reads and packs the weights. */
 import { randomInt } from 'node:crypto';
 import type { ModelRunner } from '../backend/backend.js';
-import { loadBackend } from '../backend/load-backend.js';
+import { deviceWarnings, loadBackend } from '../backend/load-backend.js';
 import { loadModel } from '../model/load-model.js';
 import type { EngineInfo } from './api.js';
 import { EngineCore } from './engine-core.js';
@@ -61,7 +61,7 @@ export async function createCore(
     enablePrefixCaching: options.enablePrefixCaching,
     kvCacheBytes: plan.kvCacheBytes,
     dtype: weights.dtype,
-    plan: [...plan.lines, ...notes, runner.description],
+    plan: [...plan.lines, ...notes, ...deviceWarnings(options), runner.description],
   };
   return { core, runner, info };
 }

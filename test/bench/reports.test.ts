@@ -194,10 +194,11 @@ test('Compare finds a real difference and calls the same thing twice not signifi
   assert.ok(Math.abs(faster!.ratio * mean.ratio - 1) < 1e-9);
 });
 
-test('The live line tells what is done, in flight and failed', () => {
+test('The live line tells what is done, in flight and failed, where there is no terminal every quarter', () => {
   const written: string[] = [];
   const stream = { isTTY: false, write: (text: string) => written.push(text) };
-  const live = new LiveLine(40, { title: 'idle', stream: stream as unknown as NodeJS.WriteStream });
+  const output = stream as unknown as NodeJS.WriteStream;
+  const live = new LiveLine(8, { title: 'idle', stream: output });
   const list = records({ count: 5 });
   for (const record of list) {
     live.onSend();
@@ -205,7 +206,12 @@ test('The live line tells what is done, in flight and failed', () => {
   }
   live.onDone({ ...list[0], error: { kind: 'refused', message: '' } });
   live.onSend();
-  assert.match(live.text(), /^idle: 5\/40, .* req\/s, .* tok\/s, 1 in flight, 1 FAILED, .* to go$/);
+  assert.match(live.text(), /^idle: 5\/8, .* req\/s, .* tok\/s, 1 in flight, 1 FAILED, .* to go$/);
   live.end();
-  assert.deepEqual(written, [], 'nothing is drawn where there is no terminal');
+  assert.equal(written.length, 2);
+  assert.match(written[0], /^idle: 2\/8, .*\n$/);
+  assert.match(written[1], /^idle: 4\/8, .*\n$/);
+  const endless = new LiveLine(Number.NaN, { stream: output });
+  for (const record of list) endless.onDone(record);
+  assert.equal(written.length, 2, 'nobody knows the quarters of a run without end');
 });

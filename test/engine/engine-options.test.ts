@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { deviceWarnings } from '../../src/backend/load-backend.js';
 import { type EngineOptions, resolveOptions } from '../../src/engine/engine-options.js';
 
 const refused = (options: Partial<EngineOptions>, param: string, message: RegExp): void => {
@@ -47,4 +48,12 @@ test('The share of GPU memory is a number above 0 and up to 1', () => {
   }
   resolveOptions({ model: 'm', device: 'cuda', gpuMemoryUtilization: 1 });
   refused({ device: 'gpu' as 'cuda' }, 'device', /one of cpu, cuda, reference/);
+});
+
+test('More threads than cores are allowed, with a warning', () => {
+  assert.deepEqual(deviceWarnings({ threads: 4 }, 4), []);
+  assert.deepEqual(deviceWarnings({}, 1), []);
+  const [warning, ...others] = deviceWarnings({ threads: 5 }, 4);
+  assert.match(warning, /^warning: 5 threads share 4 cores/);
+  assert.deepEqual(others, []);
 });

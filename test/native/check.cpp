@@ -5,31 +5,22 @@
 
 #include <cstring>
 
+#include "../../native/cpu/cpu_features.h"
+
 long checks = 0, failures = 0;
 
-static bool has(const char* isa) {
-  if (!strcmp(isa, "portable")) return true;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  if (!strcmp(isa, "avx2")) return avx2;
-  if (!strcmp(isa, "avx512")) return avx512;
-  if (!strcmp(isa, "avx512bf16")) {
-    return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+#if !defined(PROBE_ONLY)
+static bool has(const std::string& isa) {
+  for (const std::string& each : millrace::availableIsas()) {
+    if (each == isa) return true;
   }
-#endif
   return false;
 }
+#endif
 
 int main(int argc, char** argv) {
   if (argc == 2 && !strcmp(argv[1], "list")) {
-    for (const char* isa : {"portable", "avx2", "avx512", "avx512bf16"}) {
-      if (has(isa)) printf("%s\n", isa);
-    }
+    for (const std::string& isa : millrace::availableIsas()) printf("%s\n", isa.c_str());
     return 0;
   }
 #if !defined(PROBE_ONLY)

@@ -74,6 +74,7 @@ describe('the kernels of every instruction set', { concurrency: true }, () => {
       ...SOURCES.map((name) => object(`${name}-${isa}-${kind}`, `test/native/${name}.cpp`, flags)),
       // These hold nothing of the instruction set.
       object(`check-${kind}`, 'test/native/check.cpp', options),
+      object(`features-${kind}`, 'native/cpu/cpu_features.cpp', options),
       object(`attention-${kind}`, 'native/cpu/attention.cpp', options),
     ]);
     const program = join(folder, `check-${isa}-${kind}`);
@@ -95,7 +96,8 @@ describe('the kernels of every instruction set', { concurrency: true }, () => {
   async function has(isa: string): Promise<boolean> {
     probe ??= (async () => {
       const program = join(folder, 'probe');
-      await compile(['-DPROBE_ONLY', 'test/native/check.cpp', '-o', program]);
+      const sources = ['test/native/check.cpp', 'native/cpu/cpu_features.cpp'];
+      await compile(['-DPROBE_ONLY', ...sources, '-o', program]);
       return program;
     })();
     const { stdout } = await run(await probe, ['list']);
