@@ -37,7 +37,7 @@ const FLAGS = {
     default: 8000,
     max: 65535,
   }),
-  threads: { ...ENGINE_FLAGS.threads, group: 'Options' },
+  threads: { ...ENGINE_FLAGS.threads, group: 'Options', help: 'Compute threads.' },
   help: { ...HELP_FLAG, group: 'Options' },
 };
 

@@ -39,6 +39,7 @@ const FLAGS = {
     min: 2,
     default: 1024,
   }),
+  ...pick(ENGINE_FLAGS, 'kv-cache-dtype', 'device', 'enforce-eager', 'threads', 'cpu-isa'),
   'max-quality-loss': string({
     group: OTHER,
     help: 'kl=NATS or ppl=PERCENT%: exit with 1 where the loss is larger.',
@@ -49,7 +50,6 @@ const FLAGS = {
     help: 'Write the figures to this file.',
     placeholder: 'FILE',
   }),
-  ...pick(ENGINE_FLAGS, 'kv-cache-dtype', 'device', 'enforce-eager', 'threads', 'cpu-isa'),
   help: HELP_FLAG,
 } as const;
 

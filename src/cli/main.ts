@@ -20,7 +20,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     load: async () => (await import('./demo.js')).demo,
   },
   bench: {
-    summary: 'measure a server under load, compare measurements',
+    summary: 'measure a server or the engine, compare measurements',
     load: async () => (await import('./bench.js')).bench,
   },
   quantize: {

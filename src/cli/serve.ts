@@ -23,9 +23,9 @@ type ServeFlags = FlagValues<typeof SERVE_FLAGS>;
 
 const HELP = `Usage: millrace serve PATH [options]
 
-Serves the model in the folder PATH over the OpenAI-compatible HTTP API until SIGTERM or SIGINT.
-Exit code: 0 after a clean shutdown, 1 after an error or a shutdown that dropped requests, 2 for a
-wrong command line.
+Serves the model in the folder or GGUF file PATH over the OpenAI-compatible HTTP API until SIGTERM
+or SIGINT. Exit code: 0 after a clean shutdown, 1 after an error or a shutdown that dropped requests,
+2 for a wrong command line.
 
 ${flagHelp(SERVE_FLAGS)}`;
 

@@ -67,8 +67,9 @@ const USAGE = 'Usage: millrace bench engine PATH [options]';
 
 export const BENCH_ENGINE_HELP = `${USAGE}
 
-Measures the engine without HTTP, each step by itself: prompts of random tokens, all at once, greedy. Prints
-prefill and decode rates over a grid, and where the time of a step goes beside the roofline.
+Measures the engine without HTTP on the model in the folder or GGUF file PATH, each step by itself:
+prompts of random tokens, all at once, greedy. Prints prefill and decode rates over a grid, and where
+the time of a step goes beside the roofline.
 
 ${flagHelp(BENCH_ENGINE_FLAGS)}`;
 
