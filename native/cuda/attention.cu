@@ -152,8 +152,7 @@ void attention(const AttentionShape& shape, const AttentionPlan& plan, const Att
     a.values = kv.values;
     a.blockTables = in.blockTables;
     a.blockTableStart = in.blockTableStart;
-    a.header = reinterpret_cast<const PlanHeader*>(bytes);
-    a.workers = reinterpret_cast<const DecodeWorker*>(bytes + planWorkersAt());
+    a.workers = reinterpret_cast<const DecodeWorker*>(bytes);
     a.entries = reinterpret_cast<const DecodeEntry*>(bytes + planEntriesAt(made.geometry));
     a.partials = partials;
     a.counters = counters;

@@ -1,5 +1,5 @@
 // Attention of one query token a sequence, split over keys (flash-decoding, Dao et al. 2023), with
-// the step's tiles dealt out evenly to warps as in stream-K (Osama et al. 2023).
+// the step's tiles dealt out about evenly to warps as in stream-K (Osama et al. 2023).
 //
 // Each warp has its own ring of tiles in shared memory and fills it over the borders of sequences,
 // so that memory never waits for a softmax, a merge or another warp. The query heads of a KV head
@@ -147,16 +147,11 @@ __device__ bool lastToArrive(int* counter, int count, int lane) {
   return last != 0;
 }
 
-// After a worker has stored its partial result of the item [itemBegin, itemEnd) of the line. Few
+// After a worker has stored its partial result of an item that workers first .. last share. Few
 // parts are merged at once; many in groups first, so that no warp reads more than about 2 sqrt(n).
 template <typename T, int kDim>
-__device__ void arrive(const DecodeArgs& a, int worker, int itemBegin, int itemEnd, int tiles,
-                       int workers, int rows, T* out, int lane) {
-  // begin(w) = floor(w * tiles / workers), so the worker that holds position x is
-  // ((x + 1) * workers - 1) / tiles.
-  const int first =
-      static_cast<int>(((itemBegin + int64_t{1}) * workers - 1) / tiles);
-  const int last = static_cast<int>((static_cast<int64_t>(itemEnd) * workers - 1) / tiles);
+__device__ void arrive(const DecodeArgs& a, int worker, int first, int last, int rows, T* out,
+                       int lane) {
   const int parts = last - first + 1;
   const int size = parts <= 8 ? parts : static_cast<int>(ceilf(sqrtf(static_cast<float>(parts))));
   const int groups = (parts + size - 1) / size;
@@ -185,12 +180,10 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
   waitForPrevious();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int worker = blockIdx.x * kWarps + warp;
-  const int4 header = __ldg(reinterpret_cast<const int4*>(a.header));
-  const int tiles = header.x, workers = header.y;
-  if (worker >= workers) return;
-  const int4 mine = make_int4(__ldg(&a.workers[worker].begin), __ldg(&a.workers[worker].entry),
-                              __ldg(&a.workers[worker + 1].begin), 0);
-  const int count = mine.z - mine.x;
+  // begin, entry, first, last
+  const int4 mine = __ldg(reinterpret_cast<const int4*>(a.workers + worker));
+  const int count = __ldg(&a.workers[worker + 1].begin) - mine.x;
+  if (count == 0) return;
   const int passes = a.kvHeads * a.passes;
 
   const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) +
@@ -409,9 +402,8 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
                 make_float2(top[half], sum[half]);
           }
         }
-        const int itemBegin = mine.x + k - use.tile;
-        arrive<T, kDim>(a, worker, itemBegin, itemBegin + use.tiles, tiles, workers, rows, out,
-                        lane);
+        arrive<T, kDim>(a, worker, begunAt == 0 ? worker : mine.z, ended ? worker : mine.w, rows,
+                        out, lane);
       }
     }
     if (k + 1 < count) use.next(a, passes);

@@ -12,7 +12,6 @@ struct DecodeArgs {
   const void* values;
   const int* blockTables;
   const int* blockTableStart;
-  const PlanHeader* header;
   const DecodeWorker* workers;
   const DecodeEntry* entries;
   float* partials;

@@ -10,7 +10,6 @@ namespace millrace::cuda {
 namespace {
 
 int ceilDiv(int a, int b) { return (a + b - 1) / b; }
-size_t align16(size_t bytes) { return (bytes + 15) & ~size_t{15}; }
 
 // Key tiles below which another piece of a prefill item costs more than it saves.
 constexpr int kMinPieceTiles = 4;
@@ -44,11 +43,87 @@ void forRowTiles(const AttentionShape& shape, const AttentionBatch& batch, const
   }
 }
 
+// Walks over the items of the line.
+struct ItemCursor {
+  const DecodeEntry* entries;
+  int count, passes, lineTiles;  // entries, passes over each, tiles of one pass over all
+  int entry = 0, pass = 0, tiles = 0;
+  int64_t begin = 0, end = 0;
+
+  void enter() {
+    if (entry == count) return;
+    tiles = (entry + 1 < count ? entries[entry + 1].tileStart : lineTiles) -
+            entries[entry].tileStart;
+    end = begin + tiles;
+  }
+  void next() {
+    begin = end;
+    if (++pass < passes) {
+      end += tiles;
+      return;
+    }
+    pass = 0;
+    entry++;
+    enter();
+  }
+};
+
+// Chooses where the stretches end, one after the other.
+class Borders {
+ public:
+  Borders(const ItemCursor& first, int64_t tiles, int workers)
+      : ahead_(first), rest_(tiles), left_(workers) {
+    if (workers == 0) return;
+    const int64_t even = (tiles + workers - 1) / workers;
+    cap_ = std::max(even, std::min(even + kSnapTiles, tiles * 11 / (10 * workers)));
+    setEven();
+  }
+  // Of the worker that starts at `begin`, with `toItemEnd` tiles left of the item there.
+  int64_t lengthFrom(int64_t begin, int64_t toItemEnd) {
+    int64_t length = 0;
+    if (toItemEnd > cap_) {
+      // A long item alone, in pieces that are no shorter than even ones.
+      const auto pieces = static_cast<int64_t>(toItemEnd * perEven_);
+      if (pieces > 0 && toItemEnd <= pieces * cap_) length = toItemEnd / pieces;
+    } else {
+      while (ahead_.end <= begin + cap_ && ahead_.entry < ahead_.count) ahead_.next();
+      if (ahead_.begin - begin >= even_ - spare_) length = ahead_.begin - begin;
+    }
+    // A shorter stretch must not leave the others more than they may have.
+    if (length == 0 || rest_ - length > (left_ - 1) * cap_) {
+      if (stale_) setEven();
+      length = static_cast<int64_t>(even_);
+      if (length < even_) length++;
+    }
+    stale_ = true;
+    rest_ -= length;
+    left_--;
+    return length;
+  }
+
+  // The item that was looked at last, as a rule close to the end of the stretch.
+  const ItemCursor& near() const { return ahead_; }
+
+ private:
+  void setEven() {
+    even_ = static_cast<double>(rest_) / left_;
+    perEven_ = 1 / even_;
+    // How much less than even is worth an item that is not cut.
+    spare_ = std::min(even_ / 4, 8.0);
+    stale_ = false;
+  }
+
+  ItemCursor ahead_;  // begins at the last end of an item within the cap
+  int64_t rest_, cap_ = 0;
+  int left_;
+  double even_ = 0, perEven_ = 0, spare_ = 0;
+  bool stale_ = false;
+};
+
 // The line of tiles and the workers' stretches of it.
 void planDecode(const AttentionShape& shape, const AttentionBatch& batch, const PlanGeometry& g,
                 char* plan, AttentionPlan& result) {
-  auto* header = reinterpret_cast<PlanHeader*>(plan);
-  auto* workers = reinterpret_cast<DecodeWorker*>(plan + planWorkersAt());
+  auto* workers = reinterpret_cast<DecodeWorker*>(plan);
   auto* entries = reinterpret_cast<DecodeEntry*>(plan + planEntriesAt(g));
   const int passes = shape.kvHeads * passesOf(shape);
   int count = 0;
@@ -65,27 +140,28 @@ void planDecode(const AttentionShape& shape, const AttentionBatch& batch, const 
     throw std::invalid_argument("planAttention: the step's decodes read " + std::to_string(tiles) +
                                 " tiles of 16 keys, more than 2^31 - 1");
   }
-  const int active = static_cast<int>(
+  const int most = static_cast<int>(
       std::min<int64_t>(g.decodeWorkers, (tiles + kMinWorkerTiles - 1) / kMinWorkerTiles));
-  header->tiles = static_cast<int>(tiles);
-  header->workers = active;
-  header->unused[0] = header->unused[1] = 0;
-  // begin(w) = floor(w * tiles / active) without a division a worker; the kernel inverts it.
-  const int64_t whole = active > 0 ? tiles / active : 0, rest = active > 0 ? tiles % active : 0;
-  int64_t begin = 0, error = 0;
-  int entry = 0;
-  for (int w = 0; w < active; w++) {
-    while (entry + 1 < count && int64_t{entries[entry + 1].tileStart} * passes <= begin) entry++;
-    workers[w] = {static_cast<int>(begin), entry};
-    begin += whole;
-    error += rest;
-    if (error >= active) {
-      error -= active;
-      begin++;
+
+  ItemCursor item{entries, count, passes, static_cast<int>(start)};
+  item.enter();
+  Borders borders(item, tiles, most);
+  int w = 0, first = 0;  // first: the worker that began the item
+  int64_t begin = 0;
+  for (; begin < tiles; w++) {
+    const int64_t end = begin + borders.lengthFrom(begin, item.end - begin);
+    workers[w] = {static_cast<int>(begin), item.entry, first, w};
+    if (item.end <= end) {
+      for (int v = first; v < w; v++) workers[v].last = w;
+      if (borders.near().begin <= end && borders.near().begin > item.begin) item = borders.near();
+      while (item.entry < count && item.end <= end) item.next();
+      // The next worker begins an item, or goes on with one that begins within this stretch.
+      first = item.begin < end ? w : w + 1;
     }
+    begin = end;
   }
-  for (int w = active; w <= g.decodeWorkers; w++) workers[w] = {static_cast<int>(tiles), count};
-  result.decodeItems = active;
+  for (int v = w; v <= g.decodeWorkers; v++) workers[v] = {static_cast<int>(tiles), count, v, v};
+  result.decodeItems = w;
   result.decodeSeqs = count;
 }
 
@@ -153,9 +229,8 @@ int prefillPieces(const AttentionShape& shape, const PlanGeometry& g) {
   return std::max(2, 2 * g.prefillResident / shape.kvHeads);
 }
 
-size_t planWorkersAt() { return sizeof(PlanHeader); }
 size_t planEntriesAt(const PlanGeometry& g) {
-  return align16(planWorkersAt() + sizeof(DecodeWorker) * (g.decodeWorkers + 1));
+  return sizeof(DecodeWorker) * (g.decodeWorkers + 1);
 }
 size_t planItemsAt(const PlanGeometry& g, int entries) {
   return planEntriesAt(g) + sizeof(DecodeEntry) * entries;

@@ -10,12 +10,15 @@ namespace millrace::cuda {
 
 // Decode. A tile is 16 tokens of one sequence for one pass over one KV head (a pass serves up to 16
 // query heads, the rows of an mma). All tiles of the step form one line, ordered by sequence, then
-// pass, then position; every worker (a warp of the persistent grid) takes an equal stretch of it.
-// So one sequence of 100,000 tokens and 255 short ones fill the machine alike.
+// pass, then position; every worker (a warp of the persistent grid) takes a stretch of it, all of
+// about the same length. So one sequence of 100,000 tokens and 255 short ones fill the machine alike.
+// The tiles of one sequence and pass are an item. Stretches end where items end if that makes the
+// longest one at most kSnapTiles and a tenth longer: what is not cut needs no partial results.
 constexpr int kTileTokens = 16;
 constexpr int kPassRows = 16;
 // A worker gets at least this many tiles while there are few: partial results cost too.
 constexpr int kMinWorkerTiles = 4;
+constexpr int kSnapTiles = 2;
 
 // The front of the scratch: counters of arrived parts, 0 before and after every launch.
 constexpr size_t kCounterBytes = 128 << 10;
@@ -26,14 +29,11 @@ constexpr int partialFloats(int rows, int headStride) {
   return (rows * (headStride + 2) + 3) / 4 * 4;
 }
 
-struct PlanHeader {
-  int tiles;    // length of the line
-  int workers;  // that have any; the others return at once
-  int unused[2];
-};
 struct DecodeWorker {
-  int begin;  // first tile on the line; the next worker's `begin` ends it
+  int begin;  // first tile on the line; the next worker's `begin` ends it; idle ones have none
   int entry;  // the DecodeEntry that holds it
+  int first;  // the worker that has the first tile of the item that this one begins with
+  int last;   // the worker that has the last tile of the item that this one ends with
 };
 struct DecodeEntry {
   int tileStart;  // tiles of one pass in the entries before
@@ -68,8 +68,7 @@ int passRowsOf(const AttentionShape& shape);  // most query heads of a pass
 // Pieces that split prefill items may have together (for each KV head one partial result).
 int prefillPieces(const AttentionShape& shape, const PlanGeometry& geometry);
 
-// Byte offsets in the plan.
-size_t planWorkersAt();
+// Byte offsets in the plan; the workers come first, one more than there are.
 size_t planEntriesAt(const PlanGeometry& geometry);
 size_t planItemsAt(const PlanGeometry& geometry, int entries);
 

@@ -32,8 +32,7 @@ struct Batch {
 inline std::string decodeProblem(const AttentionShape& shape, const Batch& batch,
                                  const PlanGeometry& g, const AttentionPlan& made,
                                  const char* plan) {
-  const auto* header = reinterpret_cast<const PlanHeader*>(plan);
-  const auto* workers = reinterpret_cast<const DecodeWorker*>(plan + planWorkersAt());
+  const auto* workers = reinterpret_cast<const DecodeWorker*>(plan);
   const auto* entries = reinterpret_cast<const DecodeEntry*>(plan + planEntriesAt(g));
   const int passes = shape.kvHeads * passesOf(shape);
   std::vector<int> seqs;
@@ -53,15 +52,15 @@ inline std::string decodeProblem(const AttentionShape& shape, const Batch& batch
     const int tiles = (context + 15) / 16 - low / 16;
     for (int p = 0; p < passes; p++) owners.emplace_back(tiles, -1);
   }
-  int longest = 0, shortest = INT32_MAX;
+  int longest = 0;
   for (int w = 0; w < g.decodeWorkers; w++) {
     const int begin = workers[w].begin, count = workers[w + 1].begin - begin;
-    if (w >= header->workers) {
+    if (w >= made.decodeItems) {
       if (count != 0) return "an idle worker with tiles";
       continue;
     }
+    if (count < 1) return "an idle worker among others";
     longest = std::max(longest, count);
-    shortest = std::min(shortest, count);
     // As the kernel walks.
     int entry = workers[w].entry;
     if (entry >= made.decodeSeqs) return "entry of a worker";
@@ -80,36 +79,42 @@ inline std::string decodeProblem(const AttentionShape& shape, const Batch& batch
       if (++entry < made.decodeSeqs) tiles = static_cast<int>(owners[entry * passes].size());
     }
   }
-  if (header->workers > 0 && longest - shortest > 1) return "uneven workers";
+  const int64_t line = workers[g.decodeWorkers].begin;
+  if (line > 0) {
+    const int64_t most = std::min<int64_t>(g.decodeWorkers, (line + 3) / 4);
+    const int64_t even = (line + most - 1) / most;
+    if (longest > even && (longest > even + 2 || longest * most * 10 > line * 11)) {
+      return "a worker with too much";
+    }
+  }
   // Whom a worker with a part of an item takes for the others, and the counters they meet at.
   std::set<int> slots, leaders;
   int64_t at = 0;
   for (const auto& tiles : owners) {
-    const int64_t begin = at, end = at + static_cast<int64_t>(tiles.size());
-    at = end;
+    at += static_cast<int64_t>(tiles.size());
     for (size_t i = 0; i < tiles.size(); i++) {
       if (tiles[i] < 0) return "a tile of nobody";
       if (i > 0 && tiles[i] != tiles[i - 1] && tiles[i] != tiles[i - 1] + 1) return "order";
     }
-    const int64_t first = ((begin + 1) * header->workers - 1) / header->tiles;
-    const int64_t last = (end * header->workers - 1) / header->tiles;
-    if (first != tiles.front() || last != tiles.back()) return "first and last worker of an item";
+    const int first = tiles.front(), last = tiles.back();
+    for (int w = first; w <= last; w++) {
+      if (w > first && workers[w].first != first) return "first worker of an item";
+      if (w < last && workers[w].last != last) return "last worker of an item";
+    }
     if (first == last) continue;
-    for (int64_t w = first; w <= last; w++) {
-      const int slot = static_cast<int>(2 * w + (w == first ? 1 : 0));
+    for (int w = first; w <= last; w++) {
+      const int slot = 2 * w + (w == first ? 1 : 0);
       if (slot >= 2 * g.decodeWorkers) return "a slot past the end";
       if (!slots.insert(slot).second) return "a slot twice";
     }
     const int parts = static_cast<int>(last - first + 1);
     const int size =
         parts <= 8 ? parts : static_cast<int>(std::ceil(std::sqrt(static_cast<float>(parts))));
-    for (int64_t leader = first; leader <= last; leader += size) {
-      if (!leaders.insert(static_cast<int>(2 * leader + (leader == first))).second) {
-        return "a counter twice";
-      }
+    for (int leader = first; leader <= last; leader += size) {
+      if (!leaders.insert(2 * leader + (leader == first)).second) return "a counter twice";
     }
   }
-  return at == header->tiles ? "" : "length of the line";
+  return at == line ? "" : "length of the line";
 }
 
 inline std::string prefillProblem(const AttentionShape& shape, const Batch& batch,
@@ -161,11 +166,40 @@ inline std::string prefillProblem(const AttentionShape& shape, const Batch& batc
   return expected == tiles.size() ? "" : "rows of no sequence";
 }
 
+struct Equal {
+  int seqs, context, kvHeads, cut, longest;
+};
+// Sequences of one length on 1056 workers: how many items are cut, and the longest stretch.
+inline int checkEqualLengths() {
+  int failures = 0;
+  for (const Equal& e : {Equal{256, 192, 8, 0, 24}, Equal{64, 1024, 8, 512, 32},
+                         Equal{1, 100000, 8, 8, 48}, Equal{128, 192, 8, 0, 12},
+                         Equal{1, 1, 1, 0, 1}}) {
+    const AttentionShape shape{Elem::BF16, 4 * e.kvHeads, e.kvHeads, 128, 128, 16, 0, 1};
+    const PlanGeometry g = {1056, 128, 64, 264};
+    Batch batch;
+    for (int s = 0; s < e.seqs; s++) batch.add(1, e.context);
+    std::vector<int> plan(planBytes(shape, g, e.seqs, e.seqs) / 4 + 4);
+    const AttentionPlan made = makePlan(shape, batch.view(), e.seqs, true, g, plan.data());
+    const auto* workers = reinterpret_cast<const DecodeWorker*>(plan.data());
+    int cut = 0, longest = 0;
+    for (int w = 0; w < made.decodeItems; w++) {
+      cut += workers[w].last != w && (workers[w].first == w || workers[w].last != workers[w - 1].last);
+      longest = std::max(longest, workers[w + 1].begin - workers[w].begin);
+    }
+    if (cut == e.cut && longest == e.longest) continue;
+    failures++;
+    std::printf("plan of %d x %d: %d items cut, expected %d, longest stretch %d, expected %d FAIL\n",
+                e.seqs, e.context, cut, e.cut, longest, e.longest);
+  }
+  return failures;
+}
+
 // Prints failures and one line; returns the number of failures.
 inline int checkPlans(int rounds) {
   std::mt19937 random(11);
   auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
-  int failures = 0, splits = 0;
+  int failures = checkEqualLengths(), splits = 0;
   for (int round = 0; round < rounds; round++) {
     AttentionShape shape{};
     shape.elem = Elem::BF16;

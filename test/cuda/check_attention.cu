@@ -5,9 +5,10 @@
 //     -Inative/cuda test/cuda/check_attention.cu native/cuda/attention*.cu \
 //     native/cuda/attention_plan.cpp -o check_attention
 //
-//   check_attention [--plan] [--quick] [--time] [--experiments]
+//   check_attention [--plan] [--quick] [--only-times] [--time] [--experiments]
 //     --plan: only the planner, needs no GPU      --quick: few small steps, for compute-sanitizer
-//     --time: times instead of checks             --experiments: times of all compiled alternatives
+//     --time: times too                           --experiments: times of all compiled alternatives
+//     --only-times: without the checks
 #include "attention_case.h"
 #include "attention_times.cuh"
 
@@ -176,22 +177,23 @@ void checkAll() {
 }  // namespace
 
 int main(int count, char** arguments) {
-  bool plan = false, quick = false, times = false, experiments = false;
+  bool plan = false, quick = false, onlyTimes = false, times = false, experiments = false;
   for (int i = 1; i < count; i++) {
     const std::string argument = arguments[i];
     if (argument == "--plan") plan = true;
     else if (argument == "--quick") quick = true;
+    else if (argument == "--only-times") onlyTimes = true;
     else if (argument == "--time") times = true;
     else if (argument == "--experiments") experiments = true;
     else return std::printf("unknown argument %s\n", argument.c_str()), 2;
   }
   try {
-    if (!times && !experiments) {
+    if (!onlyTimes) {
       report("random plans", attention_plan_cases::checkPlans(quick ? 100 : 1000), 0);
       if (quick) checkQuick();
       else if (!plan) checkAll();
     }
-    if (times) timeShapes();
+    if (times || (onlyTimes && !experiments)) timeShapes();
     if (experiments) timeExperiments();
   } catch (const std::exception& error) {
     report("stopped", INFINITY, 0, error.what());
