@@ -9,7 +9,7 @@ import { root } from './helpers/root.js';
 async function example(name: string, ...args: string[]): Promise<string> {
   const file = join(root, 'dist/examples', `${name}.js`);
   const run = promisify(execFile);
-  return (await run(process.execPath, [file, ...args], { cwd: root, timeout: 60_000 })).stdout;
+  return (await run(process.execPath, [file, ...args], { cwd: root, timeout: 180_000 })).stdout;
 }
 
 test('The library example writes sixteen stories and a chat', async () => {

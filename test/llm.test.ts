@@ -90,7 +90,7 @@ test('What is in flight keeps the process alive; a model that nobody closed does
   writeFileSync(file, program);
   const { status, stdout, stderr } = spawnSync(process.execPath, [file], {
     encoding: 'utf8',
-    timeout: 60_000,
+    timeout: 180_000,
   });
   assert.equal(status, 0, stderr);
   assert.equal(stdout, '3\n40\n');

@@ -71,7 +71,7 @@ describe('Sweeps and interruptions', { concurrency: true }, () => {
       endpoint: '/v1/completions',
       model: 'm',
       extraBody: {},
-      timeout: 60_000,
+      timeout: 150_000,
     });
     t.after(async () => {
       target.close();
