@@ -115,6 +115,7 @@ cuda::RunnerConfig toConfig(const Value& value) {
   for (const Value& each : value.get("weights").array()) config.weights.push_back(toWeight(each));
   config.eager = value.get("enforceEager").boolean();
   config.profiling = value.get("profiling").boolean();
+  config.overlap = value.get("overlap").boolean();
   for (const Value& each : value.get("libraries").array()) config.libraries.push_back(each.string());
   return config;
 }

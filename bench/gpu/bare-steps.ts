@@ -6,13 +6,25 @@ import { range, stepBatch } from '../../test/helpers/batch.js';
 
 const BLOCK = 16;
 
-/** Mean ms of a step at contexts `first` to `first + count`; nothing of it waits for the host's reading. */
-export function bareInterval(
+export interface Decodes {
+  /** Sequences in a step. */
+  batch: number;
+  /** Keys of each in the first step, and how many steps there are. */
+  first: number;
+  count: number;
+}
+
+export interface BareDecoder {
+  /** Mean ms of a step over all but the first; nothing of it waits for the host's reading. */
+  run(): number;
+  close(): void;
+}
+
+export function bareDecoder(
   backend: Backend,
-  model: ReturnType<typeof loadModel>,
-  { batch, first, count }: { batch: number; first: number; count: number },
-): number {
-  const { program, weights } = model;
+  { program, weights }: ReturnType<typeof loadModel>,
+  { batch, first, count }: Decodes,
+): BareDecoder {
   const blocksEach = Math.ceil((first + count) / BLOCK);
   const runner = backend.createRunner(program, weights, {
     ...{ blockSize: BLOCK, numBlocks: batch * blocksEach, maxTokens: 2048, maxSeqs: batch },
@@ -33,8 +45,8 @@ export function bareInterval(
   };
   const overlaps = runner.overlaps === true;
   const batches = range(first, count).map((position, i) => at(position, overlaps && i > 0));
-  try {
-    const skipped = 20;
+  const skipped = 20;
+  const run = () => {
     let start = 0;
     batches.forEach((each, i) => {
       if (i === skipped) start = now();
@@ -46,7 +58,6 @@ export function bareInterval(
     });
     if (overlaps) runner.collect!();
     return (now() - start) / (count - skipped);
-  } finally {
-    runner.close();
-  }
+  };
+  return { run, close: () => runner.close() };
 }

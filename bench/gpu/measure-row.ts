@@ -11,7 +11,7 @@ import { startServerProcess } from '../../src/cli/server-process.js';
 import type { Engine } from '../../src/engine/api.js';
 import { startEngine } from '../../src/engine/start-engine.js';
 import { loadModel } from '../../src/model/load-model.js';
-import { bareInterval } from './bare-steps.js';
+import { bareDecoder } from './bare-steps.js';
 import type { ClientJob, ClientResult } from './http-clients.js';
 import type { Job, Measured } from './rows.js';
 import { decodeInterval, type Lengths, runRequests, same, uniform } from './run-requests.js';
@@ -146,7 +146,9 @@ async function hostWork(job: Job): Promise<Measured> {
   });
   const backend = await loadBackend({ device: job.device as Device });
   const model = loadModel(modelPath(job), modelOf(job, first + count));
-  const bare = engines.map(() => bareInterval(backend, model, { batch, first, count }));
+  const decoder = bareDecoder(backend, model, { batch, first, count });
+  const bare = engines.map(() => decoder.run());
+  decoder.close();
   const least = median(bare);
   const note =
     `step ${median(engines).toFixed(3)} ms, of the executor alone ${least.toFixed(3)}; ` +

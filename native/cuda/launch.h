@@ -10,22 +10,26 @@ namespace millrace::cuda {
 // Synchronization"): a kernel's blocks are set up while the kernel before it drains. Safe only
 // because every kernel launched here calls waitForPrevious() in every thread before it touches
 // memory that another kernel writes: the end of a kernel then implies the end of all before it.
-// Compute capability 9.0 and up; legal in stream capture (CUDA 12.3+). Off until it is turned on.
-inline bool overlapLaunches = false;
+// Of the thread that launches; off until it is turned on, which needs `launchesCanOverlap`.
+inline thread_local bool overlapLaunches = false;
 
+// The kernel after this one is let in as soon as all blocks of this one run: nothing of it but its
+// set-up comes before its own wait for this one's end.
 __device__ __forceinline__ void waitForPrevious() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Compute capability, major, of the current device.
-inline int computeMajor() {
-  int device = 0, major = 0;
+// Whether the current device has programmatic dependent launch (compute capability 9.0) and the
+// driver takes it into graphs (CUDA 12.3).
+inline bool launchesCanOverlap() {
+  int device = 0, major = 0, driver = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
         "cudaDeviceGetAttribute");
-  return major;
+  check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  return major >= 9 && driver >= 12030;
 }
 
 template <class... Params, class... Args>
@@ -39,7 +43,7 @@ void launch(const char* name, void (*kernel)(Params...), dim3 grid, int threads,
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
-  if (overlapLaunches && computeMajor() >= 9) {
+  if (overlapLaunches) {
     config.attrs = &overlap;
     config.numAttrs = 1;
   }

@@ -17,6 +17,7 @@ struct RunnerConfig {
   std::vector<WeightSpec> weights;
   bool eager;      // no graphs
   bool profiling;  // times every operation; no graphs either
+  bool overlap;    // programmatic dependent launch, where there is any
   std::vector<std::string> libraries;  // cuBLASLt, best first
 };
 

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "launch.h"
+
 namespace millrace::cuda {
 namespace {
 
@@ -35,12 +37,14 @@ Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& pr
       program_(decodeProgram(config, shapes_)),
       map_((useDevice(config.device), mapMemory(config, program_, shapes_))),
       freeBefore_(freeMemory(config.device)),
+      overlap_(config.overlap && launchesCanOverlap()),
       weightMemory_(map_.weights),
       workspace_(map_.workspace),
       kvCache_(map_.kvCache),
       gemm_(config.libraries, at(map_.products)),
       weights_(config.weights, config.elem, weightMemory_.data(), at(map_.products), stream_,
                [&](double share) { progress(share * kLoaded); }) {
+  overlapLaunches = overlap_;
   for (auto& slot : slots_) slot = std::make_unique<Slot>(*this);
   makeLayers();
   makeProducts(progress);
@@ -221,6 +225,7 @@ void Runner::submit(const Batch& batch) {
   }
   checkBatch(batch, limits_, vocab(), previousRows_);
   check(cudaSetDevice(device_), "cudaSetDevice");
+  overlapLaunches = overlap_;
   Slot& slot = *slots_[submitted_ % 2];
   const int bucket = bucketOf(batch);
   const StepSize size = bucket > 0 ? StepSize{bucket, bucket, bucket}

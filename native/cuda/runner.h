@@ -110,6 +110,7 @@ class Runner {
   Program program_;
   MemoryMap map_;
   size_t freeBefore_, overhead_ = 0;
+  bool overlap_;  // kernels may be set up while those before them end
   Stream stream_;
   DeviceMemory weightMemory_, workspace_, kvCache_;
   Gemm gemm_;

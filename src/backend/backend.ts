@@ -51,6 +51,11 @@ export interface Backend {
     options: RunnerOptions,
     onProgress?: (share: number) => void,
   ): ModelRunner;
+  /**
+   * This executor with runners that have a `profile`, which makes their steps longer. Absent where
+   * all runners have one, or none can.
+   */
+  profiling?(): Backend;
 }
 
 export interface ModelRunner {
@@ -74,7 +79,7 @@ export interface ModelRunner {
   submit?(batch: StepBatch): void;
   /** Waits for the oldest uncollected step. The result is valid until the next call of `collect`. */
   collect?(): StepResult;
-  /** Time since the runner was made, by kind of operation; absent where that would slow steps down. */
+  /** Time since the runner was made, by kind of operation, of collected steps; see `Backend.profiling`. */
   profile?(): Record<string, { seconds: number; calls: number }>;
   /** Frees native memory; the runner cannot be used afterwards. */
   close(): void;

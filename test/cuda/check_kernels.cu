@@ -458,7 +458,7 @@ int main(int argc, char** argv) {
     } else if (flag == "--time") {
       times = true;
     } else if (flag == "--overlap") {
-      overlapLaunches = true;
+      overlapLaunches = launchesCanOverlap();
     } else {
       std::fprintf(stderr, "%s: expected --quick, --time or --overlap\n", argv[i]);
       return 2;

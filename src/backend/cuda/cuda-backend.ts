@@ -21,21 +21,19 @@ import { planMemory } from './plan-memory.js';
 export interface CudaBackendOptions {
   /** Launches every operation of a step anew instead of replaying a graph. Default false. */
   enforceEager?: boolean;
-  /** Times every operation for `CudaRunner.profile`; steps take longer then. Default false. */
+  /** Times every operation on the GPU for `profile`: no graphs, and steps take longer. Default false. */
   profiling?: boolean;
+  /** Sets kernels up while those before them end, where the GPU can do that. Default true. */
+  overlapLaunches?: boolean;
 }
 
 export interface CudaRunner extends ModelRunner {
-  /**
-   * With `profiling`: time on the GPU since the runner was made, by kind of operation, `sample` and
-   * `batch` (inputs and results).
-   */
-  profile(): Record<string, { seconds: number; calls: number }>;
   submit(batch: StepBatch): void;
   collect(): StepResult;
 }
 
 export interface CudaBackend extends Backend {
+  profiling(): CudaBackend;
   memory(): { total: number; free: number };
   fixedBytes(
     program: Program,
@@ -67,14 +65,14 @@ const RESERVE = 512 * 2 ** 20;
  * const runner = createCudaBackend().createRunner(program, weights, options);
  */
 export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend {
-  const { enforceEager = false, profiling = false } = options;
+  const { enforceEager = false, profiling = false, overlapLaunches = true } = options;
   const device = devices()[DEVICE];
   if (device.major < 8) {
     throw new NativeError(
       `${device.name} has compute capability ${capability(device)}; device cuda needs 8.0 (Ampere) or later.`,
     );
   }
-  const modes = { enforceEager, profiling };
+  const modes = { enforceEager, profiling, overlapLaunches };
   return {
     name: 'cuda',
     memory: () => ({ total: device.total, free: native().freeMemory(DEVICE) }),
@@ -92,6 +90,7 @@ export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend
     },
     createRunner: (program, weights, runnerOptions, onProgress) =>
       createRunner({ program, weights, options: runnerOptions, device, ...modes }, onProgress),
+    profiling: () => createCudaBackend({ ...options, profiling: true }),
   };
 }
 
@@ -120,6 +119,7 @@ interface RunnerRequest {
   device: CudaDevice;
   enforceEager: boolean;
   profiling: boolean;
+  overlapLaunches: boolean;
 }
 
 function createRunner(request: RunnerRequest, onProgress?: (share: number) => void): CudaRunner {
@@ -145,17 +145,20 @@ function createRunner(request: RunnerRequest, onProgress?: (share: number) => vo
       runner.submit(batch);
       return runner.collect();
     },
-    profile() {
-      const names = [...OP_CODES, 'sample', 'batch'];
-      const numbers = new Float64Array(2 * names.length);
-      native().profile(handle, numbers);
-      return Object.fromEntries(
-        names.map((name, i) => [name, { seconds: numbers[2 * i], calls: numbers[2 * i + 1] }]),
-      );
-    },
+    profile: request.profiling ? profile : undefined,
     close: () => native().close(handle),
   };
   return runner;
+
+  /** `batch` is inputs and results. */
+  function profile() {
+    const names = [...OP_CODES, 'sample', 'batch'];
+    const numbers = new Float64Array(2 * names.length);
+    native().profile(handle, numbers);
+    return Object.fromEntries(
+      names.map((name, i) => [name, { seconds: numbers[2 * i], calls: numbers[2 * i + 1] }]),
+    );
+  }
 }
 
 function load(
@@ -185,7 +188,7 @@ function load(
 
 /** What the native code is told of a model: its lowered program, memory plan and weights. */
 export function nativeConfig(request: RunnerRequest): NativeConfig {
-  const { program, weights, options, device, enforceEager, profiling } = request;
+  const { program, weights, options, device, enforceEager, profiling, overlapLaunches } = request;
   const { blockSize, numBlocks, maxTokens, maxSeqs, maxModelLen, keepLogits = false } = options;
   const lowered = lower(program);
   const rowTile = Math.min(maxTokens, Math.max(MIN_ROW_TILE, Math.min(maxSeqs, MAX_ROW_TILE)));
@@ -208,7 +211,7 @@ export function nativeConfig(request: RunnerRequest): NativeConfig {
       activationBytes: plan.bytes,
     },
     weights: lowered.weights.map((weight) => describeWeight(weight, weights)),
-    ...{ enforceEager, profiling },
+    ...{ enforceEager, profiling, overlap: overlapLaunches },
     libraries: cublasLibraries(Math.floor(device.runtime / 1000)),
   };
 }

@@ -48,6 +48,8 @@ export interface NativeConfig {
   weights: NativeWeight[];
   enforceEager: boolean;
   profiling: boolean;
+  /** Kernels are set up while those before them end, where the GPU can do that. */
+  overlap: boolean;
   /** Where cuBLASLt may be, best first. */
   libraries: string[];
 }

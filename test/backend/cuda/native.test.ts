@@ -26,6 +26,7 @@ const REQUEST = {
   device: { name: 'a GPU', major: 9, runtime: 13000 } as CudaDevice,
   enforceEager: false,
   profiling: false,
+  overlapLaunches: true,
 };
 
 test('Without the CUDA code the error says how to build it', (t) => {

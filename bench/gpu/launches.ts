@@ -1,0 +1,58 @@
+/**
+ * What it brings to set kernels up while those before them end (programmatic dependent launch): decode
+ * steps of the executor alone with and without it, in turn, both at once in the GPU's memory.
+ *
+ *     node dist/bench/gpu/launches.js [--shapes NAME,NAME] [--batches 64,256] [--runs 5]
+ *         [--context 256] [--model-dir bench/shapes]
+ *
+ * Each of the two tunes its products by itself; where times of one algorithm and another are close,
+ * that is part of the difference.
+ */
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { createCudaBackend } from '../../src/backend/cuda/cuda-backend.js';
+import { median } from '../../src/bench/statistics.js';
+import { textTable } from '../../src/bench/text-table.js';
+import { loadModel } from '../../src/model/load-model.js';
+import { root } from '../../test/helpers/root.js';
+import { bareDecoder } from './bare-steps.js';
+
+const STEPS = 100;
+
+const { values: flags } = parseArgs({
+  options: {
+    shapes: { type: 'string', default: 'qwen3-0.6b,llama-3.2-1b,llama-3.1-8b' },
+    batches: { type: 'string', default: '64,256' },
+    runs: { type: 'string', default: '5' },
+    context: { type: 'string', default: '256' },
+    'model-dir': { type: 'string', default: join(root, 'bench/shapes') },
+  },
+});
+const first = Number(flags.context);
+const lines: string[][] = [];
+for (const shape of flags.shapes.split(',')) {
+  const model = loadModel(join(flags['model-dir'], shape), {
+    ...{ loadFormat: 'dummy', dtype: 'bfloat16', maxModelLen: first + STEPS },
+  });
+  for (const batch of flags.batches.split(',').map(Number)) {
+    const decoders = [false, true].map((overlapLaunches) =>
+      bareDecoder(createCudaBackend({ overlapLaunches }), model, { batch, first, count: STEPS }),
+    );
+    const times = decoders.map((): number[] => []);
+    for (let run = 0; run < Number(flags.runs); run++) {
+      decoders.forEach((decoder, i) => {
+        times[i].push(decoder.run());
+      });
+    }
+    for (const decoder of decoders) decoder.close();
+    const cells = times.map((list) => {
+      const [least, most] = [Math.min(...list), Math.max(...list)];
+      return `${median(list).toFixed(3)} (${least.toFixed(3)} - ${most.toFixed(3)})`;
+    });
+    const [off, on] = times.map(median);
+    lines.push([shape, String(batch), ...cells, `${(100 * (1 - on / off)).toFixed(1)} %`]);
+    console.error(lines.at(-1)!.join('  '));
+  }
+}
+const header = ['shape', 'batch', 'off: ms/step (least - most)', 'on', 'saved'];
+console.log(`\n${textTable(header, lines)}`);
