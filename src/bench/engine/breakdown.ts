@@ -28,11 +28,11 @@ export interface Breakdown {
   operations: OperationTime[];
 }
 
-/** Kinds the executor may compute within another, in whose time they are then. */
-const FUSED_INTO: Readonly<Record<string, string>> = {
-  add: 'linear',
-  silu_mul: 'linear',
-  rope: 'attention',
+/** Kinds the executor may compute within another, the first that it has, in whose time they are then. */
+const FUSED_INTO: Readonly<Record<string, readonly string[]>> = {
+  add: ['linear'],
+  silu_mul: ['linear'],
+  rope: ['qkv_store', 'attention'],
 };
 
 const NO_PHASES: Phases = { schedule: 0, build: 0, compute: 0, apply: 0, publish: 0 };
@@ -61,10 +61,12 @@ export function breakdown(
       if (seconds > 0) operation(kind).seconds += seconds;
     }
   }
+  const timed = new Set(operations.keys());
   for (const step of steps) {
     for (const cost of costOfStep(program, stored, step.shape)) {
       const { kind } = cost.op;
-      const entry = operation(operations.has(kind) ? kind : (FUSED_INTO[kind] ?? kind));
+      const within = [kind, ...(FUSED_INTO[kind] ?? [])];
+      const entry = operation(within.find((each) => timed.has(each)) ?? within.at(-1)!);
       const seconds = rooflineSeconds([cost], machine);
       entry.rooflineSeconds += seconds;
       entry.flops += cost.flops;

@@ -34,7 +34,9 @@ const DECODES = 40;
  * own. Both with weights stored as most of the model's are: integers have limits of their own. Best
  * of several, because what disturbs a run only ever slows it down.
  */
-export function calibrate(program: Program, weights: WeightSource, backend: Backend): Machine {
+export function calibrate(program: Program, weights: WeightSource, executor: Backend): Machine {
+  // By the executor's own times where it tells them: what is around a product is not its limit.
+  const backend = executor.profiling?.() ?? executor;
   const { dtype } = weights;
   const { width, tokens, mostBytes } = backend.memory ? DEVICE : MACHINE;
   const modelBytes = program.weights.reduce((sum, weight) => {

@@ -25,6 +25,8 @@ export interface GridPoint {
   /** Of the repetition with the median rate. */
   prefill: Breakdown;
   decode?: Breakdown;
+  /** The same, operation by operation, where timing those makes steps longer. */
+  timed?: { prefill: Breakdown; decode?: Breakdown };
 }
 
 export interface Subject {

@@ -49,7 +49,10 @@ export interface StepRecord {
   /** Requests that got their first token. */
   firsts: number;
   phases: Phases;
-  /** Seconds of each kind of operation, and of `sample` and `batch` (checks and plans). */
+  /**
+   * Seconds of each kind of operation, and of `sample` and `batch` (checks, plans, inputs, results);
+   * empty if the executor has no profile.
+   */
   operations: Record<string, number>;
 }
 
@@ -144,6 +147,7 @@ export class InstrumentedEngine {
   }
 
   #step(waiting: Set<number>): StepRecord {
+    // Of an executor that overlaps, too, one call of the core collects the one step it reports.
     const before = this.#runner.profile?.() ?? {};
     this.#computeMs = 0;
     const output = this.#core.step();

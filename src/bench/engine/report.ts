@@ -30,8 +30,12 @@ export function rateTable(points: readonly GridPoint[], outputLen: number): stri
   );
 }
 
-/** Milliseconds a step by phase, then by operation beside its limit. */
-export function breakdownText(title: string, part: Breakdown): string {
+/**
+ * Milliseconds a step by operation beside its limit, then by phase. `apart`: the same steps with
+ * their operations timed, where that makes them longer.
+ */
+export function breakdownText(title: string, whole: Breakdown, apart?: Breakdown): string {
+  const part = apart ?? whole;
   const { steps, seconds, phases } = part;
   const ms = (total: number) => cell((1000 * total) / steps);
   const share = (total: number) => `${cell((100 * total) / seconds)}%`;
@@ -56,14 +60,17 @@ export function breakdownText(title: string, part: Breakdown): string {
             cell(operation.bytes / operation.seconds / 1e9),
           ]),
     ]);
+  // What an executor computes while the host works is in both, so the difference may be negative.
   const unaccounted =
     phases.compute - part.operations.reduce((sum, operation) => sum + operation.seconds, 0);
+  const perStep = `${cell((1000 * whole.seconds) / whole.steps)} ms`;
+  const timed = apart ? `, of ${ms(seconds)} ms with each operation timed` : '';
   const header = ['', 'ms/step', 'share', 'limit ms', 'of limit', 'bound by', 'GFLOP/s', 'GB/s'];
   return (
-    `${title}: ${steps} steps of ${cell((1000 * seconds) / steps)} ms\n` +
+    `${title}: ${whole.steps} steps of ${perStep}${timed}\n` +
     textTable(header, [
       ...operations,
-      ['native call', ms(unaccounted), share(unaccounted)],
+      [unaccounted < 0 ? 'overlapped' : 'native call', ms(unaccounted), share(unaccounted)],
       ...host,
     ])
   );
@@ -98,14 +105,15 @@ export function reportJson(input: ReportInput): Record<string, unknown> {
       prefill_rates: point.prefillRates,
       decode_tokens_per_second: point.decode ? median(point.decodeRates) : null,
       decode_rates: point.decodeRates,
-      prefill: breakdownJson(point.prefill),
-      decode: point.decode ? breakdownJson(point.decode) : null,
+      prefill: breakdownJson(point.prefill, point.timed?.prefill),
+      decode: point.decode ? breakdownJson(point.decode, point.timed?.decode) : null,
     })),
   };
 }
 
-function breakdownJson(part: Breakdown): Record<string, unknown> {
-  const perStep = (seconds: number) => (1000 * seconds) / part.steps;
+function breakdownJson(part: Breakdown, apart?: Breakdown): Record<string, unknown> {
+  const perStep = (seconds: number, { steps } = part) => (1000 * seconds) / steps;
+  const timed = apart ?? part;
   return {
     steps: part.steps,
     tokens: part.tokens,
@@ -115,13 +123,15 @@ function breakdownJson(part: Breakdown): Record<string, unknown> {
     phases_ms_per_step: Object.fromEntries(
       Object.entries(part.phases).map(([phase, seconds]) => [phase, perStep(seconds)]),
     ),
-    operations: part.operations.map((operation) => ({
+    // Of steps that timing the operations made longer; null where it does not.
+    timed_ms_per_step: apart ? perStep(apart.seconds, apart) : null,
+    operations: timed.operations.map((operation) => ({
       kind: operation.kind,
-      ms_per_step: perStep(operation.seconds),
-      roofline_ms_per_step: perStep(operation.rooflineSeconds),
+      ms_per_step: perStep(operation.seconds, timed),
+      roofline_ms_per_step: perStep(operation.rooflineSeconds, timed),
       bound: operation.bound,
-      flops_per_step: operation.flops / part.steps,
-      bytes_per_step: operation.bytes / part.steps,
+      flops_per_step: operation.flops / timed.steps,
+      bytes_per_step: operation.bytes / timed.steps,
     })),
   };
 }

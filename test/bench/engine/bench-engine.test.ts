@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { Backend, StepResult } from '../../../src/backend/backend.js';
+import type { Backend, ModelRunner } from '../../../src/backend/backend.js';
 import { costOfStep, rooflineSeconds, totalCost } from '../../../src/backend/cost/cost.js';
 import { createCpuBackend } from '../../../src/backend/cpu/cpu-backend.js';
 import { benchEngine } from '../../../src/bench/engine/bench-engine.js';
@@ -22,6 +22,7 @@ import { MemoryPlanError } from '../../../src/errors.js';
 import { UsageError } from '../../../src/flags/flag.js';
 import { parseFlags } from '../../../src/flags/parse-flags.js';
 import { loadModel } from '../../../src/model/load-model.js';
+import { OverlappingRunner } from '../../helpers/overlapping-runner.js';
 import { root } from '../../helpers/root.js';
 
 const optionsOf = (...argv: string[]) => benchEngineOptions(parseFlags(BENCH_ENGINE_FLAGS, argv));
@@ -202,33 +203,79 @@ test('A grid that does not fit into memory is refused before anything is allocat
   );
 });
 
-test('An executor that overlaps steps is measured step by step as well', () => {
+/** Whose profile tells one second of products for each token of the steps that are collected. */
+function overlappingBackend(profiling: boolean): Backend {
   const cpu = createCpuBackend({ threads: 1 });
-  const overlapping: Backend = {
+  return {
     ...cpu,
+    profiling: () => overlappingBackend(true),
     createRunner: (...args) => {
-      const { profile: _, ...runner } = cpu.createRunner(...args);
-      const results: StepResult[] = [];
-      let rows: readonly number[] = [];
-      return {
-        ...runner,
+      const { profile: _, ...inner } = cpu.createRunner(...args);
+      const runner = new OverlappingRunner(inner);
+      const sizes: number[] = [];
+      let tokens = 0;
+      const told: ModelRunner = {
+        memory: inner.memory,
+        description: profiling ? 'profiling' : 'plain',
         overlaps: true,
+        step: () => runner.step(),
         submit(batch) {
-          // The tokens of the step before, which the host has not seen.
-          batch.tokens.forEach((token, i) => {
-            if (token < 0) batch.tokens[i] = rows[-1 - token];
-          });
-          const result = structuredClone(runner.step(batch));
-          rows = [...result.tokens];
-          results.push(result);
+          sizes.push(batch.numTokens);
+          runner.submit(batch);
         },
-        collect: () => results.shift()!,
+        collect() {
+          tokens += sizes.shift()!;
+          return runner.collect();
+        },
+        close: () => runner.close(),
       };
+      if (!profiling) return told;
+      return { ...told, profile: () => ({ linear: { seconds: tokens, calls: 1 } }) };
     },
   };
+}
+
+test('Times of operations are of the step that is reported, though the next one is under way', () => {
+  const instrumented = new InstrumentedEngine(
+    overlappingBackend(true),
+    model.program,
+    model.weights,
+    { maxModelLen: 64, maxNumSeqs: 4, maxNumBatchedTokens: 25, blockSize: 16 },
+  );
+  const steps = instrumented.run({ prompts, outputTokens: 5 });
+  instrumented.close();
+  assert.ok(new Set(steps.map(({ tokens }) => tokens)).size > 2, 'steps of several sizes');
+  for (const { tokens, operations } of steps) assert.equal(operations.linear, tokens);
+});
+
+test('Where timing operations makes steps longer, rates are of a pass without', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'bench-engine-'));
+  t.after(() => rmSync(folder, { recursive: true }));
+  const lines: string[] = [];
+  t.mock.method(console, 'log', (line: string) => lines.push(line));
+  const file = join(folder, 'out.json');
+  const path = join(root, 'test/goldens/llama-tiny');
+  const grid = ['--batch-sizes', '2', '--input-lens', '8', '--output-len', '4'];
+  const options = optionsOf(path, ...grid, '--num-iters', '2', '--output-json', file);
+  await benchEngine(options, async () => overlappingBackend(false));
+  const { executor, machine, points } = JSON.parse(readFileSync(file, 'utf8'));
+  assert.equal(executor, 'plain');
+  for (const limit of Object.values(machine))
+    assert.ok(Number.isFinite(limit) && Number(limit) > 0);
+  const { decode } = points[0];
+  assert.deepEqual([decode.steps, points[0].decode_rates.length], [3, 2]);
+  assert.ok(decode.ms_per_step < 1000 && decode.timed_ms_per_step > 0);
+  const [linear] = decode.operations;
+  assert.deepEqual([linear.kind, linear.ms_per_step], ['linear', 2000]);
+  assert.ok(linear.roofline_ms_per_step > 0 && linear.bytes_per_step > 0);
+  assert.match(lines.join('\n'), /decode: 3 steps of .* ms, of .* ms with each operation timed\n/);
+  assert.match(lines.join('\n'), /linear +2,000/);
+});
+
+test('An executor that overlaps steps is measured step by step as well', () => {
   const sizes = { maxModelLen: 64, maxNumSeqs: 4, maxNumBatchedTokens: 16, blockSize: 16 };
   const prompts = [Int32Array.from({ length: 20 }, (_, i) => i), Int32Array.from([1, 2, 3])];
-  const shapes = [cpu, overlapping].map((each) => {
+  const shapes = [backend, overlappingBackend(false)].map((each) => {
     const engine = new InstrumentedEngine(each, model.program, model.weights, sizes);
     const steps = engine.run({ prompts, outputTokens: 5 });
     engine.close();
