@@ -1,11 +1,11 @@
 /**
- * Goes through a model with calibration text, segment after segment, and quantizes each linear with
- * GPTQ on the inputs it gets from the segments and linears quantized before it.
+ * Goes through a model with calibration text, segment after segment, and quantizes each linear and
+ * each expert with GPTQ on the inputs it gets from the segments and matrices quantized before it.
  */
-import type { Backend } from '../backend/backend.js';
-import type { LinearOp, Program, View } from '../model/program.js';
+import type { LinearOp, Program, WeightPart } from '../model/program.js';
 import { readTensor } from '../model/read-tensor.js';
 import { BYTES, type IntegerStorage, type TensorRef, type WeightSource } from '../model/weights.js';
+import { quantizeExperts } from './calibrate-experts.js';
 import {
   type CodedMatrix,
   codeMatrix,
@@ -14,42 +14,44 @@ import {
   prepareHessian,
 } from './code-matrix.js';
 import { addOuterProducts } from './linear-algebra.js';
-import { runnerOptions, runSequences } from './run-sequences.js';
-import { INPUTS, probe, type Segment, segments } from './segments.js';
+import { runSegment, type SegmentRun, segmentRows } from './run-segment.js';
+import { type Segment, segments } from './segments.js';
 
-export interface CalibrateOptions {
-  readonly backend: Backend;
-  readonly program: Program;
-  readonly source: WeightSource;
+export interface CalibrateOptions extends SegmentRun {
   readonly storage: IntegerStorage;
-  readonly sequences: readonly (readonly number[])[];
   /** Whether to quantize the tensor. */
   readonly wanted: (tensor: string) => boolean;
   /** Takes each quantized tensor as soon as it is there. */
   readonly onTensor: (tensor: string, coded: CodedMatrix) => void;
 }
 
-/** Tokens in a step. */
-const MAX_TOKENS = 256;
+export interface Calibrated {
+  /** Matrices of experts quantized, and those of them rounded to nearest for want of tokens. */
+  expertMatrices: number;
+  roundedExpertMatrices: number;
+}
 
-export function calibrate(options: CalibrateOptions): void {
+export function calibrate(options: CalibrateOptions): Calibrated {
   const { program, source, sequences } = options;
+  const total: Calibrated = { expertMatrices: 0, roundedExpertMatrices: 0 };
   let states = embed(program, source, sequences);
   for (const segment of segments(program)) {
     const done = new Map<string, TensorRef>();
     for (const op of segment.ops) {
       if (op.kind === 'linear') quantizeLinear(options, segment, op, states, done);
-    }
-    const { width } = segment.output;
-    const next = new Float32Array((states.length / segment.input.width) * width);
-    let at = 0;
-    run(options, segment, segment.output, states, done, (rows, count, stride) => {
-      for (let r = 0; r < count; r++, at += width) {
-        next.set(rows.subarray(r * stride, r * stride + width), at);
+      if (op.kind === 'moe') {
+        const inputs = segmentRows(options, segment, op.x, states, done);
+        const router = segmentRows(options, segment, op.router, states, done);
+        quantizeExperts(options, op, { inputs, router }, done, (part, hessian) => {
+          total.expertMatrices++;
+          if (!hessian) total.roundedExpertMatrices++;
+          quantizePart(options, part, hessian, done);
+        });
       }
-    });
-    states = next;
+    }
+    states = segmentRows(options, segment, segment.output, states, done);
   }
+  return total;
 }
 
 function quantizeLinear(
@@ -59,66 +61,30 @@ function quantizeLinear(
   states: Float32Array,
   done: Map<string, TensorRef>,
 ): void {
-  const { program, source, storage, wanted, onTensor } = options;
+  const { program, wanted } = options;
   const parts = program.weights[op.weight].parts.filter(({ tensor }) => wanted(tensor));
   if (parts.length === 0) return;
-  const width = op.x.width;
+  const { width } = op.x;
   const sum = new Float64Array(width * width);
-  run(options, segment, op.x, states, done, (rows, count, stride) => {
+  runSegment(options, segment, op.x, states, done, (rows, count, stride) => {
     addOuterProducts(sum, rows, count, width, stride);
   });
-  const hessian: Hessian | undefined = prepareHessian(sum, width);
-  for (const { tensor, shape } of parts) {
-    const values = readTensor(source.tensor(tensor));
-    const coded = codeMatrix(values, shape[0], width, storage, hessian);
-    done.set(tensor, {
-      kind: 'computed',
-      shape,
-      read: () => decodeMatrix(coded, shape[0], width, storage),
-    });
-    onTensor(tensor, coded);
-  }
+  const hessian = prepareHessian(sum, width);
+  for (const part of parts) quantizePart(options, part, hessian, done);
 }
 
-/** Runs the segment up to `wanted` over all sequences; rows come in the order of the tokens. */
-function run(
-  { backend, program, source, sequences }: CalibrateOptions,
-  segment: Segment,
-  wanted: View,
-  states: Float32Array,
-  done: ReadonlyMap<string, TensorRef>,
-  onRows: (rows: Float32Array, count: number, stride: number) => void,
+/** Hands the quantized matrix over and enters it into `done`. */
+function quantizePart(
+  { source, storage, onTensor }: CalibrateOptions,
+  { tensor, shape }: WeightPart,
+  hessian: Hessian | undefined,
+  done: Map<string, TensorRef>,
 ): void {
-  const count = states.length / segment.input.width;
-  const longest = sequences.reduce((most, { length }) => Math.max(most, length), 0);
-  const probed = probe(program, segment, wanted, count);
-  // The table has as many rows as the "logits" are wide.
-  const rows = probed.vocabSize;
-  const table: TensorRef = {
-    kind: 'computed',
-    shape: [rows, segment.input.width],
-    read() {
-      const padded = new Float32Array(rows * segment.input.width);
-      padded.set(states);
-      return padded;
-    },
-  };
-  const weights: WeightSource = {
-    dtype: 'float32',
-    storage: () => ({ kind: 'float' }),
-    tensor: (name) => (name === INPUTS ? table : (done.get(name) ?? source.tensor(name))),
-  };
-  const options = runnerOptions(MAX_TOKENS, longest);
-  const runner = backend.createRunner(probed, weights, { ...options, keepLogits: true });
-  try {
-    let next = 0;
-    const indices = sequences.map(({ length }) => Array.from({ length }, () => next++));
-    for (const { result, rows: wantedRows } of runSequences(runner, indices, options)) {
-      onRows(result.logits as Float32Array, wantedRows.length, rows);
-    }
-  } finally {
-    runner.close();
-  }
+  const [rows, width] = shape;
+  const coded = codeMatrix(readTensor(source.tensor(tensor)), rows, width, storage, hessian);
+  const read = () => decodeMatrix(coded, rows, width, storage);
+  done.set(tensor, { kind: 'computed', shape, read });
+  onTensor(tensor, coded);
 }
 
 /** The embeddings of all tokens, sequence after sequence, `[tokens, width]`. */

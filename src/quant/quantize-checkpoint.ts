@@ -79,11 +79,14 @@ export function quantizeCheckpoint(options: QuantizeOptions): QuantizeResult {
   const notes: string[] = [];
   if (calibration) {
     const wanted = (tensor: string) => chosen.has(tensor);
-    calibrate({ ...calibration, program, source: weights, storage, wanted, onTensor: writeCoded });
-    const rounded = [...chosen].filter((tensor) => !written.has(tensor));
-    if (rounded.length > 0) {
+    const { expertMatrices, roundedExpertMatrices } = calibrate({
+      ...{ ...calibration, program, source: weights, storage, wanted },
+      onTensor: writeCoded,
+    });
+    if (roundedExpertMatrices > 0) {
       notes.push(
-        `${rounded.length} matrices of experts are rounded to nearest: GPTQ is for linears`,
+        `${roundedExpertMatrices} of ${expertMatrices} matrices of experts are rounded to nearest: ` +
+          'too few calibration tokens were routed to them',
       );
     }
   }

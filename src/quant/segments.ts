@@ -49,8 +49,9 @@ export const INPUTS = 'calibration inputs';
 
 /**
  * A program that computes `wanted` from a table of `rows` inputs: token t is row t of the weight
- * `INPUTS`. The "logits" are `wanted` in their first columns, undefined in the others: executors take
- * the width of the logits for the size of the vocabulary.
+ * `INPUTS`, which is padded to at least as many as `wanted` is wide. The "logits" are `wanted` in their
+ * first columns, undefined in the others: executors take the width of the logits for the size of the
+ * vocabulary.
  */
 export function probe(program: Program, segment: Segment, wanted: View, rows: number): Program {
   const values: Value[] = [];
@@ -72,7 +73,8 @@ export function probe(program: Program, segment: Segment, wanted: View, rows: nu
     }
     return weightIds.get(old) as number;
   };
-  const shape = [rows, segment.input.width];
+  const width = Math.max(rows, wanted.width);
+  const shape = [width, segment.input.width];
   weights.push({ id: 0, name: INPUTS, shape, parts: [{ tensor: INPUTS, shape }] });
   const ops: Op[] = [{ kind: 'embed', weight: 0, out: view(segment.input) }];
   if (wanted.value !== segment.input.value) {
@@ -91,7 +93,6 @@ export function probe(program: Program, segment: Segment, wanted: View, rows: nu
       if (op.out.value === wanted.value) break;
     }
   }
-  const width = Math.max(rows, wanted.width);
   const id = values.push({ id: values.length, rows: 'R', width }) - 1;
   ops.push({ kind: 'gather', x: view(wanted), out: { value: id, offset: 0, width: wanted.width } });
   const logits: View = { value: id, offset: 0, width };
