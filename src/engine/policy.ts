@@ -9,9 +9,9 @@ export const SCHEDULING_POLICIES = ['fcfs', 'priority'] as const;
 export type SchedulingPolicy = (typeof SCHEDULING_POLICIES)[number];
 
 /**
- * `continuous`: requests join and leave in every step. `static`: when the last batch
- * has ended, the next is waited for until it is full, or for `BATCH_DELAY_MS`, and runs until all of
- * it has ended; a seat that becomes free stays empty till then.
+ * `continuous`: requests join and leave in every step. `static`: when the last batch has ended, the
+ * next is waited for until it is full, or for `BATCH_DELAY_MS`, and runs until all of it has ended; a
+ * seat that becomes free stays empty till then.
  */
 export const BATCHINGS = ['continuous', 'static'] as const;
 export type Batching = (typeof BATCHINGS)[number];
