@@ -7,6 +7,7 @@
 // last one to arrive merges them.
 #include "attention_decode.cuh"
 #include "attention_mma.cuh"
+#include "e4m3.cuh"
 #include "launch.h"
 
 namespace millrace::cuda {
@@ -167,11 +168,14 @@ __device__ void arrive(const DecodeArgs& a, int worker, int first, int last, int
   mergeParts<T, kDim>(a, first, first, size, groups, rows, out, lane);
 }
 
-template <typename T, int kDim, int kWarps, int kStages, int kBlocks>
+template <typename T, bool kFp8, int kDim, int kWarps, int kStages, int kBlocks>
 __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArgs a) {
-  constexpr int kTileBytes = kTileTokens * kDim * 2;
+  using C = typename ComputeOf<T, kFp8>::Type;
+  constexpr int kElemBytes = kFp8 ? 1 : 2;  // of keys and values
+  constexpr int kRowBytes = kDim * kElemBytes;
+  constexpr int kTileBytes = kTileTokens * kRowBytes;
   constexpr int kSteps = kDim / 16;
-  constexpr int kLaneChunks = kDim / 8;                            // of a row
+  constexpr int kLaneChunks = kRowBytes / 16;                      // of a row
   constexpr int kRowsAtOnce = kLaneChunks >= 32 ? 1 : 32 / kLaneChunks;
   constexpr int kCopies = kTileTokens / kRowsAtOnce;
   static_assert(kLaneChunks <= 32, "a row of a tile is copied by one warp instruction");
@@ -189,11 +193,12 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
   const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) +
                         warp * (kStages * 2 * kTileBytes);
   const int copyChunk = lane % kLaneChunks, copyRow = lane / kLaneChunks;
-  const bool copies = copyChunk * 8 < a.headStride;
+  const int rowBytes = a.headStride * kElemBytes;  // in memory
+  const bool copies = copyChunk * 16 < rowBytes;
   // Columns that no copy fills stay zero.
   if (!copies) {
     for (int row = copyRow; row < kStages * 2 * kTileTokens; row += kRowsAtOnce) {
-      const uint32_t at = ring + swizzled<kDim>(row, copyChunk);
+      const uint32_t at = ring + swizzled<kRowBytes>(row, copyChunk);
       asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
     }
   }
@@ -217,18 +222,17 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
     const int head = load.pass / a.passes;
     const int64_t at = (static_cast<int64_t>(block) * a.kvHeads + head) * a.blockTiles +
                        tile % a.blockTiles;
-    const int64_t offset =
-        at * (kTileTokens * a.headStride) + copyRow * a.headStride + copyChunk * 8;
-    const T* keys = static_cast<const T*>(a.keys) + offset;
-    const T* values = static_cast<const T*>(a.values) + offset;
+    const int64_t offset = at * (kTileTokens * rowBytes) + copyRow * rowBytes + copyChunk * 16;
+    const char* keys = static_cast<const char*>(a.keys) + offset;
+    const char* values = static_cast<const char*>(a.values) + offset;
     const uint32_t target = ring + stage * (2 * kTileBytes);
     const int low = load.keyLow(a) - tile * kTileTokens, high = load.context - tile * kTileTokens;
-    const int step = kRowsAtOnce * a.headStride;
+    const int step = kRowsAtOnce * rowBytes;
     if (!copies) return;
     if (low <= 0 && high >= kTileTokens) {
 #pragma unroll
       for (int j = 0; j < kCopies; j++) {
-        const uint32_t to = target + swizzled<kDim>(copyRow + j * kRowsAtOnce, copyChunk);
+        const uint32_t to = target + swizzled<kRowBytes>(copyRow + j * kRowsAtOnce, copyChunk);
         copyAsync16(to, keys + j * step);
         copyAsync16(to + kTileBytes, values + j * step);
       }
@@ -239,7 +243,7 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
     for (int j = 0; j < kCopies; j++) {
       const int row = copyRow + j * kRowsAtOnce;
       const int bytes = row >= low && row < high ? 16 : 0;
-      const uint32_t to = target + swizzled<kDim>(row, copyChunk);
+      const uint32_t to = target + swizzled<kRowBytes>(row, copyChunk);
       copyAsync16Or0(to, keys + j * step, bytes);
       copyAsync16Or0(to + kTileBytes, values + j * step, bytes);
     }
@@ -258,13 +262,18 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
   auto loadQ = [&](uint32_t(&into)[4], const T* base, int rows, int s) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const int row = g + (i & 1) * 8, column = s * 16 + 2 * t + (i >> 1) * 8;
-      into[i] = row < rows && column < a.headDim
-                    ? __ldg(reinterpret_cast<const uint32_t*>(base + row * a.headDim + column))
-                    : 0u;
+      // Of e4m3 a thread has four neighboring columns of a key: queries follow.
+      const int row = g + (i & 1) * 8;
+      const int column = s * 16 + (kFp8 ? 4 * t + (i >> 1) * 2 : 2 * t + (i >> 1) * 8);
+      into[i] = 0;
+      if (row < rows && column < a.headDim) {
+        into[i] = converted<T, C>(
+            __ldg(reinterpret_cast<const uint32_t*>(base + row * a.headDim + column)));
+      }
     }
   };
-  const uint32_t keysLane = laneOfKeys<kDim>(lane), valuesLane = laneOfValues<kDim>(lane);
+  const uint32_t keysLane = laneOfKeys<kRowBytes>(lane);
+  const uint32_t valuesLane = laneOfValues<kRowBytes>(lane);
   // Queries in registers; of large heads they are read again for every tile, from the L1 cache.
   constexpr bool kKeepQ = kDim <= 128;
   uint32_t q[kKeepQ ? kSteps : 1][4];
@@ -305,14 +314,34 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
     // Scores of 16 keys, in two sums each to shorten the chain.
     const uint32_t tileK = ring + stage * (2 * kTileBytes), tileV = tileK + kTileBytes;
     float s[2][4] = {}, s2[2][4] = {};
+    if constexpr (kFp8) {
+      // A word of a key is the k pairs b0 and b1 of one step.
 #pragma unroll
-    for (int kk = 0; kk < kSteps; kk++) {
-      uint32_t b[4];
-      if (!kKeepQ) loadQ(q[0], queries, rows, kk);
-      const uint32_t(&query)[4] = q[kKeepQ ? kk : 0];
-      ldmatrix4(b, (tileK + keysLane) ^ (kk << 5));
-      Half2<T>::mma(kk & 1 ? s2[0] : s[0], query, b[0], b[1]);
-      Half2<T>::mma(kk & 1 ? s2[1] : s[1], query, b[2], b[3]);
+      for (int kk = 0; kk < kSteps; kk += 2) {
+        uint32_t w[4];
+        ldmatrix4(w, (tileK + valuesLane) ^ (kk << 4));
+#pragma unroll
+        for (int odd = 0; odd < 2; odd++) {
+          if (!kKeepQ) loadQ(q[0], queries, rows, kk + odd);
+          const uint32_t(&query)[4] = q[kKeepQ ? kk + odd : 0];
+#pragma unroll
+          for (int n = 0; n < 2; n++) {
+            const uint32_t word = w[2 * odd + n];
+            Half2<C>::mma(odd ? s2[n] : s[n], query, halvesOfE4m3(word & 0xffff),
+                          halvesOfE4m3(word >> 16));
+          }
+        }
+      }
+    } else {
+#pragma unroll
+      for (int kk = 0; kk < kSteps; kk++) {
+        uint32_t b[4];
+        if (!kKeepQ) loadQ(q[0], queries, rows, kk);
+        const uint32_t(&query)[4] = q[kKeepQ ? kk : 0];
+        ldmatrix4(b, (tileK + keysLane) ^ (kk << 5));
+        Half2<C>::mma(kk & 1 ? s2[0] : s[0], query, b[0], b[1]);
+        Half2<C>::mma(kk & 1 ? s2[1] : s[1], query, b[2], b[3]);
+      }
     }
     const int token = (use.firstTile + use.tile) * kTileTokens;
     const int low = use.keyLow(a) - token, high = use.context - token;
@@ -353,14 +382,32 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
         sum[i >> 1] += s[n][i];
       }
     }
-    const uint32_t p[4] = {Half2<T>::pack(s[0][0], s[0][1]), Half2<T>::pack(s[0][2], s[0][3]),
-                           Half2<T>::pack(s[1][0], s[1][1]), Half2<T>::pack(s[1][2], s[1][3])};
+    const uint32_t p[4] = {Half2<C>::pack(s[0][0], s[0][1]), Half2<C>::pack(s[0][2], s[0][3]),
+                           Half2<C>::pack(s[1][0], s[1][1]), Half2<C>::pack(s[1][2], s[1][3])};
+    if constexpr (kFp8) {
+      // Transposed by pairs of columns; even and odd ones go to two tiles of the output.
 #pragma unroll
-    for (int n = 0; n < kSteps; n++) {
-      uint32_t b[4];
-      ldmatrix4Trans(b, (tileV + valuesLane) ^ (n << 5));
-      Half2<T>::mma(o[2 * n], p, b[0], b[1]);
-      Half2<T>::mma(o[2 * n + 1], p, b[2], b[3]);
+      for (int n = 0; n < kSteps; n += 2) {
+        uint32_t w[4];
+        ldmatrix4Trans(w, (tileV + valuesLane) ^ (n << 4));
+#pragma unroll
+        for (int i = 0; i < 4; i++) w[i] = __byte_perm(w[i], 0, 0x3120);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          Half2<C>::mma(o[2 * (n + i)], p, halvesOfE4m3(w[2 * i] & 0xffff),
+                        halvesOfE4m3(w[2 * i + 1] & 0xffff));
+          Half2<C>::mma(o[2 * (n + i) + 1], p, halvesOfE4m3(w[2 * i] >> 16),
+                        halvesOfE4m3(w[2 * i + 1] >> 16));
+        }
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < kSteps; n++) {
+        uint32_t b[4];
+        ldmatrix4Trans(b, (tileV + valuesLane) ^ (n << 5));
+        Half2<C>::mma(o[2 * n], p, b[0], b[1]);
+        Half2<C>::mma(o[2 * n + 1], p, b[2], b[3]);
+      }
     }
     stage = stage + 1 == kStages ? 0 : stage + 1;
 
@@ -369,6 +416,14 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
       fresh = true;
       sum[0] = quadSum(sum[0]);
       sum[1] = quadSum(sum[1]);
+      // Neighboring columns of the output, in 2 * kSteps pairs a row.
+      const auto columnOf = [&](int n) {
+        return kFp8 ? n / 2 * 16 + 4 * t + n % 2 * 2 : n * 8 + 2 * t;
+      };
+      const auto pairOf = [&](int n, int half) {
+        if (kFp8) return make_float2(o[n & ~1][2 * half + (n & 1)], o[n | 1][2 * half + (n & 1)]);
+        return make_float2(o[n][2 * half], o[n][2 * half + 1]);
+      };
       T* out = static_cast<T*>(a.out) + use.row * a.outStride +
                static_cast<int64_t>(head) * a.headDim;
       if (ended && begunAt == 0) {
@@ -379,8 +434,9 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
           const float inverse = 1.0f / sum[half];
 #pragma unroll
           for (int n = 0; n < 2 * kSteps; n++) {
-            storePair(out + row * a.headDim, n * 8 + 2 * t, a.headDim,
-                      o[n][2 * half] * inverse, o[n][2 * half + 1] * inverse);
+            const float2 pair = pairOf(n, half);
+            storePair(out + row * a.headDim, columnOf(n), a.headDim, pair.x * inverse,
+                      pair.y * inverse);
           }
         }
       } else {
@@ -391,10 +447,9 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
           if (row >= rows) continue;
 #pragma unroll
           for (int n = 0; n < 2 * kSteps; n++) {
-            const int column = n * 8 + 2 * t;
+            const int column = columnOf(n);
             if (column < a.headStride) {
-              *reinterpret_cast<float2*>(part + row * a.headStride + column) =
-                  make_float2(o[n][2 * half], o[n][2 * half + 1]);
+              *reinterpret_cast<float2*>(part + row * a.headStride + column) = pairOf(n, half);
             }
           }
           if (t == 0) {
@@ -411,30 +466,55 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
 }
 
 // kBlocks is how many blocks an SM of Hopper has room for.
-template <typename T, int kDim, int kWarps, int kStages, int kBlocks>
+template <typename T, bool kFp8, int kDim, int kWarps, int kStages, int kBlocks>
 DecodeKernel variantOf(const char* name) {
-  return {decodeKernelOf<T, kDim, kWarps, kStages, kBlocks>, kWarps,
-          size_t{kWarps} * kStages * 2 * kTileTokens * kDim * 2, name};
+  return {decodeKernelOf<T, kFp8, kDim, kWarps, kStages, kBlocks>, kWarps,
+          size_t{kWarps} * kStages * 2 * kTileTokens * kDim * (kFp8 ? 1 : 2), name};
 }
 
 template <typename T>
 DecodeKernel pick(int dim, int variant) {
   // 96 KB a block: two blocks on an SM of Hopper, one where there are 100 KB.
   if (variant == 0) {
-    if (dim == 64) return variantOf<T, 64, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
-    if (dim == 128) return variantOf<T, 128, 4, 3, 2>("4 warps, 3 stages, 2 blocks");
-    return variantOf<T, 256, 2, 3, 2>("2 warps, 3 stages, 2 blocks");
+    if (dim == 64) return variantOf<T, false, 64, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
+    if (dim == 128) return variantOf<T, false, 128, 4, 3, 2>("4 warps, 3 stages, 2 blocks");
+    return variantOf<T, false, 256, 2, 3, 2>("2 warps, 3 stages, 2 blocks");
   }
 #ifdef MILLRACE_ATTENTION_EXPERIMENTS
   if (dim == 128) {
-    if (variant == 1) return variantOf<T, 128, 4, 2, 3>("4 warps, 2 stages, 3 blocks");
-    if (variant == 2) return variantOf<T, 128, 2, 3, 4>("2 warps, 3 stages, 4 blocks");
-    if (variant == 3) return variantOf<T, 128, 2, 6, 2>("2 warps, 6 stages, 2 blocks");
+    if (variant == 1) return variantOf<T, false, 128, 4, 2, 3>("4 warps, 2 stages, 3 blocks");
+    if (variant == 2) return variantOf<T, false, 128, 2, 3, 4>("2 warps, 3 stages, 4 blocks");
+    if (variant == 3) return variantOf<T, false, 128, 2, 6, 2>("2 warps, 6 stages, 2 blocks");
   }
   if (dim == 64) {
-    if (variant == 1) return variantOf<T, 64, 4, 4, 3>("4 warps, 4 stages, 3 blocks");
-    if (variant == 2) return variantOf<T, 64, 4, 3, 3>("4 warps, 3 stages, 3 blocks");
-    if (variant == 3) return variantOf<T, 64, 8, 6, 1>("8 warps, 6 stages, 1 block");
+    if (variant == 1) return variantOf<T, false, 64, 4, 4, 3>("4 warps, 4 stages, 3 blocks");
+    if (variant == 2) return variantOf<T, false, 64, 4, 3, 3>("4 warps, 3 stages, 3 blocks");
+    if (variant == 3) return variantOf<T, false, 64, 8, 6, 1>("8 warps, 6 stages, 1 block");
+  }
+#endif
+  return {nullptr, 0, 0, nullptr};
+}
+
+// As many bytes are on their way as with 16 bits, in twice the stages.
+template <typename T>
+DecodeKernel pickFp8(int dim, int variant) {
+  if (variant == 0) {
+    if (dim == 64) return variantOf<T, true, 64, 4, 8, 3>("4 warps, 8 stages, 3 blocks");
+    if (dim == 128) return variantOf<T, true, 128, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
+    return variantOf<T, true, 256, 2, 6, 2>("2 warps, 6 stages, 2 blocks");
+  }
+#ifdef MILLRACE_ATTENTION_EXPERIMENTS
+  if (dim == 128 && variant == 1) {
+    return variantOf<T, true, 128, 8, 6, 1>("8 warps, 6 stages, 1 block");
+  }
+  if (dim == 128 && variant == 2) {
+    return variantOf<T, true, 128, 4, 4, 3>("4 warps, 4 stages, 3 blocks");
+  }
+  if (dim == 64 && variant == 1) {
+    return variantOf<T, true, 64, 4, 8, 2>("4 warps, 8 stages, 2 blocks");
+  }
+  if (dim == 64 && variant == 2) {
+    return variantOf<T, true, 64, 4, 6, 4>("4 warps, 6 stages, 4 blocks");
   }
 #endif
   return {nullptr, 0, 0, nullptr};
@@ -442,8 +522,11 @@ DecodeKernel pick(int dim, int variant) {
 
 }  // namespace
 
-DecodeKernel decodeKernel(Elem elem, int dim, int variant) {
-  return elem == Elem::BF16 ? pick<__nv_bfloat16>(dim, variant) : pick<__half>(dim, variant);
+DecodeKernel decodeKernel(Elem elem, bool fp8, int dim, int variant) {
+  if (elem == Elem::BF16) {
+    return fp8 ? pickFp8<__nv_bfloat16>(dim, variant) : pick<__nv_bfloat16>(dim, variant);
+  }
+  return fp8 ? pickFp8<__half>(dim, variant) : pick<__half>(dim, variant);
 }
 
 }  // namespace millrace::cuda

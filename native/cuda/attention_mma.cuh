@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace millrace::cuda {
 
@@ -85,24 +86,47 @@ __device__ __forceinline__ float exp2Fast(float x) {
   return y;
 }
 
-// Rows of kDim 16-bit elements, 16-byte chunks exchanged by the row's low three bits: the eight rows
-// of an ldmatrix lie in eight different groups of banks, as do eight neighbors of a row.
-template <int kDim>
+// 16-byte chunks of a row are exchanged by low bits of the row's number: the eight rows of an
+// ldmatrix lie in eight different groups of banks, as do eight neighbors of a row.
+template <int kRowBytes>
 __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
-  return row * (kDim * 2) + ((chunk ^ (row & 7)) << 4);
+  static_assert(kRowBytes >= 64, "at least four chunks");
+  return row * kRowBytes + ((chunk ^ (kRowBytes == 64 ? (row >> 1) & 3 : row & 7)) << 4);
 }
 
 // Lane addresses within 16 rows x 16 columns; the columns at 16 * k are at (address ^ (k << 5)) when
 // the tile's base is a multiple of the row's bytes.
 // Rows are n, columns k (keys; b of columns 0-7 in r0, r1 and of 8-15 in r2, r3).
-template <int kDim>
+template <int kRowBytes>
 __device__ __forceinline__ uint32_t laneOfKeys(int lane) {
-  return swizzled<kDim>((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1);
+  return swizzled<kRowBytes>((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1);
 }
 // Rows are k, columns n, to be transposed (values); rows are m, columns k (queries) is the same map.
-template <int kDim>
+template <int kRowBytes>
 __device__ __forceinline__ uint32_t laneOfValues(int lane) {
-  return swizzled<kDim>(((lane >> 3) & 1) * 8 + (lane & 7), lane >> 4);
+  return swizzled<kRowBytes>(((lane >> 3) & 1) * 8 + (lane & 7), lane >> 4);
+}
+
+// What products are computed in: all of e4m3 is exact in float16.
+template <typename T, bool kFp8>
+struct ComputeOf {
+  using Type = T;
+};
+template <typename T>
+struct ComputeOf<T, true> {
+  using Type = __half;
+};
+// Two elements of T as two of C.
+template <typename T, typename C>
+__device__ __forceinline__ uint32_t converted(uint32_t two) {
+  if constexpr (sizeof(T) == sizeof(C) && !std::is_same<T, C>::value) {
+    // bfloat16 to float16
+    const auto limited = [](uint32_t bits) {
+      return fminf(fmaxf(__uint_as_float(bits), -65504.0f), 65504.0f);
+    };
+    return Half2<C>::pack(limited(two << 16), limited(two & 0xffff0000u));
+  }
+  return two;
 }
 
 __device__ __forceinline__ float quadMax(float x) {

@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "e4m3.cuh"
 #include "elements.h"
 #include "launch.h"
 
@@ -13,10 +14,10 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kMaxDim = 256;
 
-template <typename T>
+template <typename T, typename KV>
 __global__ __launch_bounds__(kWarps * 32) void plainKernel(
     AttentionShape shape, const int* blockTables, const int* blockTableStart, const int* rowSeq,
-    const int* positions, int rows, const T* keys, const T* values, const T* q, int64_t qStride,
+    const int* positions, int rows, const KV* keys, const KV* values, const T* q, int64_t qStride,
     T* out, int64_t outStride) {
   waitForPrevious();
   constexpr int kPerLane = kMaxDim / 32;
@@ -86,12 +87,17 @@ void attentionPlain(const AttentionShape& shape, const AttentionInputs& in, cons
   if (rows == 0) return;
   withElem(shape.elem, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    const int64_t items = static_cast<int64_t>(rows) * shape.heads;
-    launch("attention plain", plainKernel<T>,
-           dim3(static_cast<unsigned>((items + kWarps - 1) / kWarps)), kWarps * 32, 0, stream,
-           shape, in.blockTables, in.blockTableStart, rowSeq, positions, rows,
-           static_cast<const T*>(kv.keys), static_cast<const T*>(kv.values),
-           static_cast<const T*>(q.data), q.stride, static_cast<T*>(out.data), out.stride);
+    const auto run = [&](auto kvTag) {
+      using KV = typename decltype(kvTag)::Type;
+      const int64_t items = static_cast<int64_t>(rows) * shape.heads;
+      launch("attention plain", plainKernel<T, KV>,
+             dim3(static_cast<unsigned>((items + kWarps - 1) / kWarps)), kWarps * 32, 0, stream,
+             shape, in.blockTables, in.blockTableStart, rowSeq, positions, rows,
+             static_cast<const KV*>(kv.keys), static_cast<const KV*>(kv.values),
+             static_cast<const T*>(q.data), q.stride, static_cast<T*>(out.data), out.stride);
+    };
+    if (shape.fp8) run(TypeTag<E4m3>{});
+    else run(tag);
   });
 }
 

@@ -3,6 +3,7 @@
 // goes. A row is a token and a query head of one KV head (attention_plan.h).
 #include "attention_mma.cuh"
 #include "attention_prefill.cuh"
+#include "e4m3.cuh"
 #include "launch.h"
 
 namespace millrace::cuda {
@@ -13,15 +14,20 @@ constexpr unsigned kAll = 0xffffffffu;
 
 // kRowTiles: tiles of 16 rows a warp. Two of them use each loaded key fragment twice, but leave no
 // registers for the queries, which then stay in shared memory.
-template <typename T, int kDim, int kWarps, int kRowTiles, int kKeys, int kBlocks>
+// Keys and values in e4m3 are copied to a staging tile and converted to float16 from there.
+template <typename T, bool kFp8, int kDim, int kWarps, int kRowTiles, int kKeys, int kBlocks>
 __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillArgs a) {
+  using C = typename ComputeOf<T, kFp8>::Type;
   constexpr int kThreads = kWarps * 32;
   constexpr int kRows = kWarps * kRowTiles * 16;
   constexpr int kSteps = kDim / 16, kKeySteps = kKeys / 16;
-  constexpr int kTileBytes = kKeys * kDim * 2;
+  constexpr int kRowBytes = kDim * 2, kTileBytes = kKeys * kRowBytes;
+  constexpr int kTiles = kFp8 ? 2 : 4;  // of keys and of values, in 16 bits
   constexpr int kChunks = kDim / 8;                // of a row
   constexpr int kRowsAtOnce = kThreads / kChunks;  // that the block copies with one instruction
   constexpr bool kKeepQ = kRowTiles == 1 && kDim <= 128;
+  constexpr int kChunks8 = kDim / 16, kRowsAtOnce8 = kThreads / kChunks8;  // likewise of e4m3
+  static_assert(kRowsAtOnce8 <= 32 && kKeys % kRowsAtOnce8 == 0, "whole rows are copied");
   static_assert(kThreads % kChunks == 0 && kKeys % kRowsAtOnce == 0, "whole rows are copied");
   static_assert(kRowsAtOnce <= 16, "a copy instruction stays within 16 tokens of a block");
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -43,13 +49,14 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
       a.window > 0 ? firstPosition + item.rowBegin / a.group - a.window + 1 : 0;
 
   const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const uint32_t sharedQ = base + 4 * kTileBytes;
+  const uint32_t sharedQ = base + kTiles * kTileBytes;
+  const uint32_t staging = sharedQ + (kKeepQ ? 0 : kRows * kRowBytes);
   const int copyChunk = thread % kChunks, copyRow = thread / kChunks;
   const bool copies = copyChunk * 8 < a.headStride;
   if (!copies) {
-    for (int row = copyRow; row < 4 * kKeys; row += kRowsAtOnce) {
+    for (int row = copyRow; row < kTiles * kKeys; row += kRowsAtOnce) {
       asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(
-                       base + swizzled<kDim>(row, copyChunk)),
+                       base + swizzled<kRowBytes>(row, copyChunk)),
                    "r"(0)
                    : "memory");
     }
@@ -82,15 +89,62 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
         // Memory of keys that are not seen may hold anything, and 0 times infinity is not 0.
         const int key = key0 + i * 16 + row;
         const int bytes = key >= lowKey && key < item.keyEnd ? 16 : 0;
-        const uint32_t to = target + swizzled<kDim>(i * 16 + row, copyChunk);
+        const uint32_t to = target + swizzled<kRowBytes>(i * 16 + row, copyChunk);
         copyAsync16Or0(to, keys + row * a.headStride, bytes);
         copyAsync16Or0(to + kTileBytes, values + row * a.headStride, bytes);
       }
     }
   };
 
+  // A thread converts what it has copied.
+  const int row8 = thread / kChunks8, chunk8 = thread % kChunks8;
+  const bool copies8 = chunk8 * 16 < a.headStride;
+  auto copyTile8 = [&](int tile) {
+    if (!copies8) return;
+    const int key0 = item.keyBegin + tile * kKeys;
+#pragma unroll
+    for (int j = 0; j < kKeys; j += kRowsAtOnce8) {
+      const int row = row8 + j, key = key0 + row;
+      const int id = kRowsAtOnce8 > 16 && row8 >= 16 ? ids[min(j / 16 + 1, kKeySteps - 1)]
+                                                     : ids[j / 16];
+      const int64_t block = (static_cast<int64_t>(id) * a.kvHeads + kvHead) * a.blockTiles +
+                            min(key / 16, lastTile) % a.blockTiles;
+      const int64_t offset = (block * 16 + row % 16) * a.headStride + chunk8 * 16;
+      const int bytes = key >= lowKey && key < item.keyEnd ? 16 : 0;
+      const uint32_t to = staging + row * kDim + chunk8 * 16;
+      copyAsync16Or0(to, static_cast<const char*>(a.keys) + offset, bytes);
+      copyAsync16Or0(to + kKeys * kDim, static_cast<const char*>(a.values) + offset, bytes);
+    }
+  };
+  auto convertTile8 = [&] {
+    if (!copies8) return;
+#pragma unroll
+    for (int j = 0; j < kKeys; j += kRowsAtOnce8) {
+      const int row = row8 + j;
+#pragma unroll
+      for (int values = 0; values < 2; values++) {
+        uint32_t w[4];
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+                     : "r"(staging + values * (kKeys * kDim) + row * kDim + chunk8 * 16)
+                     : "memory");
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(
+                           base + values * kTileBytes +
+                           swizzled<kRowBytes>(row, 2 * chunk8 + i)),
+                       "r"(halvesOfE4m3(w[2 * i] & 0xffff)), "r"(halvesOfE4m3(w[2 * i] >> 16)),
+                       "r"(halvesOfE4m3(w[2 * i + 1] & 0xffff)),
+                       "r"(halvesOfE4m3(w[2 * i + 1] >> 16))
+                       : "memory");
+        }
+      }
+    }
+  };
+
   loadIds(0);
-  copyTile(0);
+  if constexpr (kFp8) copyTile8(0);
+  else copyTile(0);
   copyAsyncCommit();
   if (tiles > 1) loadIds(1);
 
@@ -114,7 +168,7 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
           const int column = s * 16 + i * 8 + 2 * t;
           q[kKeepQ ? s : 0][half + 2 * i] =
               row < rows && column < a.headDim
-                  ? __ldg(reinterpret_cast<const uint32_t*>(from + column))
+                  ? converted<T, C>(__ldg(reinterpret_cast<const uint32_t*>(from + column)))
                   : 0u;
         }
       }
@@ -140,8 +194,10 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
           }
         }
       }
+#pragma unroll
+      for (int i = 0; i < 4; i++) words[i] = converted<T, C>(words[i]);
       asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(
-                       sharedQ + swizzled<kDim>(row, copyChunk)),
+                       sharedQ + swizzled<kRowBytes>(row, copyChunk)),
                    "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
                    : "memory");
     }
@@ -166,23 +222,26 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
   const int highPosition =
       firstPosition + (item.rowBegin + min(warpRow + kRowTiles * 16, rows) - 1) / a.group;
   const bool idle = warpRow >= rows;
-  const uint32_t keysLane = laneOfKeys<kDim>(lane), valuesLane = laneOfValues<kDim>(lane);
+  const uint32_t keysLane = laneOfKeys<kRowBytes>(lane), valuesLane = laneOfValues<kRowBytes>(lane);
 
   for (int tile = 0; tile < tiles; tile++) {
     copyAsyncWait<0>();
     __syncthreads();  // the tile is there for all, and all are done with the other buffer
+    if constexpr (kFp8) convertTile8();
     if (tile + 1 < tiles) {
-      copyTile(tile + 1);
+      if constexpr (kFp8) copyTile8(tile + 1);
+      else copyTile(tile + 1);
       copyAsyncCommit();
       if (tile + 2 < tiles) loadIds(tile + 2);
     }
+    if constexpr (kFp8) __syncthreads();  // the tile is converted
     const int key0 = item.keyBegin + tile * kKeys;
     // Nothing that this warp's rows see.
     if (idle || key0 > highPosition ||
         (a.window > 0 && key0 + kKeys - 1 <= lowPosition - a.window)) {
       continue;
     }
-    const uint32_t tileK = base + (tile & 1) * (2 * kTileBytes), tileV = tileK + kTileBytes;
+    const uint32_t tileK = base + (kFp8 ? 0 : tile & 1) * (2 * kTileBytes), tileV = tileK + kTileBytes;
 
     float s[kRowTiles][2 * kKeySteps][4] = {};
 #pragma unroll
@@ -202,8 +261,8 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
 #pragma unroll
         for (int m = 0; m < kRowTiles; m++) {
           const uint32_t(&query)[4] = kKeepQ ? q[kKeepQ ? kk : 0] : fromShared[m];
-          Half2<T>::mma(s[m][2 * n], query, b[0], b[1]);
-          Half2<T>::mma(s[m][2 * n + 1], query, b[2], b[3]);
+          Half2<C>::mma(s[m][2 * n], query, b[0], b[1]);
+          Half2<C>::mma(s[m][2 * n + 1], query, b[2], b[3]);
         }
       }
     }
@@ -263,10 +322,10 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
       uint32_t p[kRowTiles][4];
 #pragma unroll
       for (int m = 0; m < kRowTiles; m++) {
-        p[m][0] = Half2<T>::pack(s[m][2 * kk][0], s[m][2 * kk][1]);
-        p[m][1] = Half2<T>::pack(s[m][2 * kk][2], s[m][2 * kk][3]);
-        p[m][2] = Half2<T>::pack(s[m][2 * kk + 1][0], s[m][2 * kk + 1][1]);
-        p[m][3] = Half2<T>::pack(s[m][2 * kk + 1][2], s[m][2 * kk + 1][3]);
+        p[m][0] = Half2<C>::pack(s[m][2 * kk][0], s[m][2 * kk][1]);
+        p[m][1] = Half2<C>::pack(s[m][2 * kk][2], s[m][2 * kk][3]);
+        p[m][2] = Half2<C>::pack(s[m][2 * kk + 1][0], s[m][2 * kk + 1][1]);
+        p[m][3] = Half2<C>::pack(s[m][2 * kk + 1][2], s[m][2 * kk + 1][3]);
       }
 #pragma unroll
       for (int n = 0; n < kSteps; n++) {
@@ -274,8 +333,8 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
         ldmatrix4Trans(b, (tileV + kk * (16 * kDim * 2) + valuesLane) ^ (n << 5));
 #pragma unroll
         for (int m = 0; m < kRowTiles; m++) {
-          Half2<T>::mma(o[m][2 * n], p[m], b[0], b[1]);
-          Half2<T>::mma(o[m][2 * n + 1], p[m], b[2], b[3]);
+          Half2<C>::mma(o[m][2 * n], p[m], b[0], b[1]);
+          Half2<C>::mma(o[m][2 * n + 1], p[m], b[2], b[3]);
         }
       }
     }
@@ -373,31 +432,37 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
 }
 
 // kBlocks is how many blocks an SM of Hopper shall have room for.
-template <typename T, int kDim, int kWarps, int kRowTiles, int kKeys, int kBlocks>
+template <typename T, bool kFp8, int kDim, int kWarps, int kRowTiles, int kKeys, int kBlocks>
 PrefillKernel variantOf(const char* name) {
   constexpr int kRows = kWarps * kRowTiles * 16;
   constexpr bool kKeepQ = kRowTiles == 1 && kDim <= 128;
-  return {prefillKernelOf<T, kDim, kWarps, kRowTiles, kKeys, kBlocks>, kWarps, kRows, kKeys,
-          size_t{4 * kKeys + (kKeepQ ? 0 : kRows)} * kDim * 2, name};
+  return {prefillKernelOf<T, kFp8, kDim, kWarps, kRowTiles, kKeys, kBlocks>, kWarps, kRows, kKeys,
+          size_t{(kFp8 ? 3 : 4) * kKeys + (kKeepQ ? 0 : kRows)} * kDim * 2, name};
 }
 
-template <typename T>
+template <typename T, bool kFp8>
 PrefillKernel pick(int dim, int variant) {
   if (variant == 0) {
-    if (dim == 64) return variantOf<T, 64, 4, 2, 64, 2>("128 rows, 4 warps, 64 keys");
-    if (dim == 128) return variantOf<T, 128, 4, 2, 64, 2>("128 rows, 4 warps, 64 keys");
-    return variantOf<T, 256, 4, 1, 32, 2>("64 rows, 4 warps, 32 keys");
+    if (dim == 64) return variantOf<T, kFp8, 64, 4, 2, 64, 2>("128 rows, 4 warps, 64 keys");
+    if (dim == 128) return variantOf<T, kFp8, 128, 4, 2, 64, 2>("128 rows, 4 warps, 64 keys");
+    return variantOf<T, kFp8, 256, 4, 1, 32, 2>("64 rows, 4 warps, 32 keys");
   }
 #ifdef MILLRACE_ATTENTION_EXPERIMENTS
-  if (dim == 64) {
-    if (variant == 1) return variantOf<T, 64, 4, 1, 64, 3>("64 rows, 4 warps, 64 keys");
-    if (variant == 2) return variantOf<T, 64, 4, 1, 128, 2>("64 rows, 4 warps, 128 keys");
-  }
-  if (dim == 128) {
-    if (variant == 1) return variantOf<T, 128, 4, 1, 64, 2>("64 rows, 4 warps, 64 keys, 2 blocks");
-    if (variant == 2) return variantOf<T, 128, 4, 1, 64, 3>("64 rows, 4 warps, 64 keys, 3 blocks");
-    if (variant == 3) return variantOf<T, 128, 8, 1, 64, 1>("128 rows, 8 warps, 64 keys");
-    if (variant == 4) return variantOf<T, 128, 4, 2, 32, 2>("128 rows, 4 warps, 32 keys");
+  if constexpr (!kFp8) {
+    if (dim == 64) {
+      if (variant == 1) return variantOf<T, false, 64, 4, 1, 64, 3>("64 rows, 4 warps, 64 keys");
+      if (variant == 2) return variantOf<T, false, 64, 4, 1, 128, 2>("64 rows, 4 warps, 128 keys");
+    }
+    if (dim == 128) {
+      if (variant == 1) {
+        return variantOf<T, false, 128, 4, 1, 64, 2>("64 rows, 4 warps, 64 keys, 2 blocks");
+      }
+      if (variant == 2) {
+        return variantOf<T, false, 128, 4, 1, 64, 3>("64 rows, 4 warps, 64 keys, 3 blocks");
+      }
+      if (variant == 3) return variantOf<T, false, 128, 8, 1, 64, 1>("128 rows, 8 warps, 64 keys");
+      if (variant == 4) return variantOf<T, false, 128, 4, 2, 32, 2>("128 rows, 4 warps, 32 keys");
+    }
   }
 #endif
   return {nullptr, 0, 0, 0, 0, nullptr};
@@ -405,8 +470,11 @@ PrefillKernel pick(int dim, int variant) {
 
 }  // namespace
 
-PrefillKernel prefillKernel(Elem elem, int dim, int variant) {
-  return elem == Elem::BF16 ? pick<__nv_bfloat16>(dim, variant) : pick<__half>(dim, variant);
+PrefillKernel prefillKernel(Elem elem, bool fp8, int dim, int variant) {
+  if (elem == Elem::BF16) {
+    return fp8 ? pick<__nv_bfloat16, true>(dim, variant) : pick<__nv_bfloat16, false>(dim, variant);
+  }
+  return fp8 ? pick<__half, true>(dim, variant) : pick<__half, false>(dim, variant);
 }
 
 }  // namespace millrace::cuda

@@ -29,6 +29,6 @@ struct PrefillKernel {
   const char* name;
 };
 // dim: 64, 128 or 256, at least headStride. function is null where there is no such variant.
-PrefillKernel prefillKernel(Elem elem, int dim, int variant);
+PrefillKernel prefillKernel(Elem elem, bool fp8, int dim, int variant);
 
 }  // namespace millrace::cuda

@@ -72,6 +72,7 @@ struct KvLayer {
   int headDim;
   int headStride;
   int blockSize;  // a multiple of 16
+  bool fp8 = false;  // e4m3 instead of the storage type (e4m3.cuh)
 };
 
 // ---------------------------------------------------------------- qkv.cu
@@ -113,10 +114,11 @@ struct AttentionShape {
   int heads, kvHeads, headDim, headStride, blockSize;
   int window;  // 0: none. A query at position p sees keys p - window + 1 .. p.
   float scale;
+  bool fp8 = false;  // of the KvLayers
   friend bool operator==(const AttentionShape& a, const AttentionShape& b) {
     return a.elem == b.elem && a.heads == b.heads && a.kvHeads == b.kvHeads &&
            a.headDim == b.headDim && a.blockSize == b.blockSize && a.window == b.window &&
-           a.scale == b.scale;
+           a.scale == b.scale && a.fp8 == b.fp8;
   }
 };
 

@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "e4m3.cuh"
 #include "elements.h"
 #include "launch.h"
 
@@ -17,8 +18,8 @@ struct Store {
   const T* kIn;
   const T* vIn;
   T* q;
-  T* keys;
-  T* values;
+  void* keys;  // T or E4m3
+  void* values;
   int64_t qInStride, kInStride, vInStride, qStride;
   const float* qNorm;
   const float* kNorm;
@@ -32,7 +33,7 @@ struct Store {
 // A block a token. `lanes` threads (a power of two) share a head, each with kPasses times N columns
 // of the lower half and those `headDim / 2` further, so that a rotation stays in one thread and the
 // cosines and sines are loaded once for all heads of the thread.
-template <class T, int N, int kPasses>
+template <class T, int N, int kPasses, bool kFp8>
 __global__ void __launch_bounds__(1024) qkvStoreKernel(Store<T> p, int lanes) {
   waitForPrevious();
   const int64_t token = blockIdx.x;
@@ -69,6 +70,7 @@ __global__ void __launch_bounds__(1024) qkvStoreKernel(Store<T> p, int lanes) {
     const bool active = index < total && (isQuery || slot >= 0);
     const T* from = nullptr;
     T* to = nullptr;
+    E4m3* to8 = nullptr;
     if (active) {
       if (isQuery) {
         from = p.qIn + token * p.qInStride + index * p.headDim;
@@ -76,8 +78,10 @@ __global__ void __launch_bounds__(1024) qkvStoreKernel(Store<T> p, int lanes) {
       } else {
         from = isValue ? p.vIn + token * p.vInStride : p.kIn + token * p.kInStride;
         from += kvHead * p.headDim;
-        to = (isValue ? p.values : p.keys) +
-             ((block * p.kvHeads + kvHead) * p.blockSize + offset) * p.headStride;
+        void* cache = isValue ? p.values : p.keys;
+        const int64_t at = ((block * p.kvHeads + kvHead) * p.blockSize + offset) * p.headStride;
+        if constexpr (kFp8) to8 = static_cast<E4m3*>(cache) + at;
+        else to = static_cast<T*>(cache) + at;
       }
     }
     Raw<T, N> low[kPasses], high[kPasses];
@@ -128,6 +132,15 @@ __global__ void __launch_bounds__(1024) qkvStoreKernel(Store<T> p, int lanes) {
         }
         low[u] = pack<T, N>(a);
         high[u] = pack<T, N>(b);
+      }
+      if (kFp8 && !isQuery) {
+        // Of what the storage type holds: as if a cache of that type had been converted.
+        float a[N], b[N];
+        unpack<T, N>(low[u], a);
+        unpack<T, N>(high[u], b);
+        storeE4m3<N>(to8 + i, a);
+        storeE4m3<N>(to8 + i + half, b);
+        continue;
       }
       storeRaw<T, N>(to + i, low[u]);
       storeRaw<T, N>(to + i + half, high[u]);
@@ -197,8 +210,8 @@ void qkvStore(Elem elem, const QkvStore& step, int rows, cudaStream_t stream) {
                      static_cast<const T*>(step.kIn.data),
                      static_cast<const T*>(step.vIn.data),
                      static_cast<T*>(step.q.data),
-                     static_cast<T*>(kv.keys),
-                     static_cast<T*>(kv.values),
+                     kv.keys,
+                     kv.values,
                      step.qIn.stride,
                      step.kIn.stride,
                      step.vIn.stride,
@@ -220,8 +233,11 @@ void qkvStore(Elem elem, const QkvStore& step, int rows, cudaStream_t stream) {
     const int64_t wanted = int64_t(step.heads + 2 * kv.kvHeads) * lanes;
     const int threads =
         static_cast<int>(std::min<int64_t>(rows < 512 ? 1024 : 128, roundUp(wanted, 32)));
-    launch("qkvStore", packed ? qkvStoreKernel<T, kPack<T>, 1> : qkvStoreKernel<T, 1, 4>,
-           dim3(rows), threads, 0, stream, p, lanes);
+    auto kernel = packed ? qkvStoreKernel<T, kPack<T>, 1, false> : qkvStoreKernel<T, 1, 4, false>;
+    if (kv.fp8) {
+      kernel = packed ? qkvStoreKernel<T, kPack<T>, 1, true> : qkvStoreKernel<T, 1, 4, true>;
+    }
+    launch("qkvStore", kernel, dim3(rows), threads, 0, stream, p, lanes);
   });
 }
 
@@ -250,7 +266,7 @@ void copyBlocks(Elem elem, const KvLayer* layers, int numLayers, const int* pair
       const int64_t elements = int64_t(layer.kvHeads) * layer.blockSize * layer.headStride;
       for (void* base : {layer.keys, layer.values}) {
         copies.base[used] = static_cast<uint4*>(base);
-        copies.words[used++] = static_cast<int>(elements * bytesOf(elem) / 16);
+        copies.words[used++] = static_cast<int>(elements * (layer.fp8 ? 1 : bytesOf(elem)) / 16);
       }
     }
     launch("copyBlocks", copyBlocksKernel, dim3(count, used, 4), 256, 0, stream, copies, pairs);

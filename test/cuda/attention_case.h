@@ -1,5 +1,7 @@
 // A random step of attention on the host and on the device, and what its result has to be.
 #pragma once
+#include <cuda_fp8.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -19,11 +21,25 @@ using attention_plan_cases::Batch;
 struct Layout {
   Elem elem;
   int heads, kvHeads, headDim, blockSize, window;
+  bool fp8 = false;  // keys and values in e4m3
   AttentionShape shape() const {
     return {elem,      heads,  kvHeads, headDim, (headDim + 15) / 16 * 16,
-            blockSize, window, 1.0f / std::sqrt(static_cast<float>(headDim))};
+            blockSize, window, 1.0f / std::sqrt(static_cast<float>(headDim)), fp8};
   }
 };
+
+// Of keys and values.
+inline size_t kvBytesOf(const Layout& l) { return l.fp8 ? 1 : bytesOf(l.elem); }
+inline double decodeKv(const Layout& l, const std::vector<uint8_t>& data, size_t i) {
+  if (!l.fp8) return decode(l.elem, data.data(), i);
+  __nv_fp8_e4m3 x;
+  x.__x = data[i];
+  return static_cast<float>(x);
+}
+inline void encodeKv(const Layout& l, std::vector<uint8_t>& data, size_t i, float value) {
+  if (l.fp8) data[i] = __nv_fp8_e4m3(value).__x;
+  else encode(l.elem, data.data(), i, value);
+}
 
 inline uint32_t mix(uint64_t x) {  // splitmix64
   x += 0x9E3779B97F4A7C15ull;
@@ -100,7 +116,7 @@ struct Step {
     for (int p = first; p <= last; p++) {
       const size_t from = at(rowSeq[t], p, kvHead);
       double score = 0;
-      for (int d = 0; d < dim; d++) score += query[d] * decode(e, keys.data(), from + d);
+      for (int d = 0; d < dim; d++) score += query[d] * decodeKv(layout, keys, from + d);
       scores[p - first] = score * shape.scale;
     }
     const double top = *std::max_element(scores.begin(), scores.end());
@@ -109,7 +125,7 @@ struct Step {
       const double weight = std::exp(scores[p - first] - top);
       const size_t from = at(rowSeq[t], p, kvHead);
       sum += weight;
-      for (int d = 0; d < dim; d++) out[d] += weight * decode(e, values.data(), from + d);
+      for (int d = 0; d < dim; d++) out[d] += weight * decodeKv(layout, values, from + d);
     }
     for (double& x : out) x /= sum;
     return out;
@@ -120,7 +136,7 @@ struct Step {
     const int dim = layout.headDim, stride = shape.headStride;
     const size_t elements =
         static_cast<size_t>(numBlocks) * layout.kvHeads * layout.blockSize * stride;
-    keys.assign(elements * bytesOf(layout.elem), 0xff);
+    keys.assign(elements * kvBytesOf(layout), 0xff);
     values = keys;
     for (int s = 0; s < batch.seqs(); s++) {
       const int length = batch.queryStart[s + 1] - batch.queryStart[s];
@@ -131,8 +147,8 @@ struct Step {
         for (int h = 0; h < layout.kvHeads; h++) {
           const size_t to = at(s, seen + static_cast<int>(i), h);
           for (int d = 0; d < stride; d++) {
-            encode(layout.elem, keys.data(), to + d, d < dim ? normalAt(seed + 2, to + d) : 0);
-            encode(layout.elem, values.data(), to + d, d < dim ? normalAt(seed + 3, to + d) : 0);
+            encodeKv(layout, keys, to + d, d < dim ? normalAt(seed + 2, to + d) : 0);
+            encodeKv(layout, values, to + d, d < dim ? normalAt(seed + 3, to + d) : 0);
           }
         }
       });
@@ -228,7 +244,7 @@ class Memory {
   }
   KvLayer kv() const {
     return {keys.as(),     values.as(),      shape.kvHeads,
-            shape.headDim, shape.headStride, shape.blockSize};
+            shape.headDim, shape.headStride, shape.blockSize, shape.fp8};
   }
   Matrix outMatrix() const { return {out.as(), outStride, shape.heads * shape.headDim}; }
   Matrix qMatrix(int64_t stride) const { return {q.as(), stride, shape.heads * shape.headDim}; }

@@ -42,6 +42,7 @@ inline std::vector<Timed> timedShapes() {
   const Layout big{Elem::BF16, 32, 8, 128, 16, 0}, small{Elem::BF16, 32, 8, 64, 16, 0};
   const Layout qwen{Elem::BF16, 16, 8, 128, 16, 0}, windowed{Elem::BF16, 32, 8, 128, 16, 4096};
   const Layout half{Elem::F16, 32, 8, 128, 16, 0}, wide{Elem::BF16, 16, 4, 256, 16, 0};
+  const Layout big8{Elem::BF16, 32, 8, 128, 16, 0, true}, small8{Elem::BF16, 32, 8, 64, 16, 0, true};
   Batch uneven = repeated(255, 1, 200), mixed = repeated(64, 1, 1024);
   uneven.add(1, 100000);
   mixed.add(2048, 2048);
@@ -59,6 +60,12 @@ inline std::vector<Timed> timedShapes() {
       {"1B decode 512 x 1500", small, repeated(512, 1, 1500), true},
       {"qwen3-0.6b decode 256 x 600", qwen, repeated(256, 1, 600), true},
       {"16/4 dim 256 decode 64 x 1024", wide, repeated(64, 1, 1024), true},
+      {"8B fp8 decode 64 x 1024", big8, repeated(64, 1, 1024), true},
+      {"8B fp8 decode 256 x 192", big8, repeated(256, 1, 192), true},
+      {"8B fp8 decode 512 x 1500", big8, repeated(512, 1, 1500), true},
+      {"1B fp8 decode 64 x 1024", small8, repeated(64, 1, 1024), true},
+      {"1B fp8 decode 512 x 1500", small8, repeated(512, 1, 1500), true},
+      {"8B fp8 prefill 8 x 4096", big8, repeated(8, 4096, 4096), false},
       {"8B prefill 8 x 4096", big, repeated(8, 4096, 4096), false},
       {"8B prefill 1 x 16384", big, repeated(1, 16384, 16384), false},
       {"8B prefill 256 x 128", big, repeated(256, 128, 128), false},
@@ -78,7 +85,7 @@ inline double bytesOf(const Timed& timed) {
     const int length = timed.batch.queryStart[s + 1] - timed.batch.queryStart[s];
     int keys = timed.batch.contextLens[s];
     if (timed.layout.window > 0) keys = std::min(keys, timed.layout.window + length - 1);
-    bytes += 4.0 * keys * timed.layout.kvHeads * timed.layout.headDim;
+    bytes += 2.0 * kvBytesOf(timed.layout) * keys * timed.layout.kvHeads * timed.layout.headDim;
     bytes += 4.0 * length * timed.layout.heads * timed.layout.headDim;
   }
   return bytes;
@@ -120,7 +127,7 @@ inline double timeStep(const Timed& timed, const Arena& arena) {
   std::iota(tables.begin(), tables.end(), 0);
   std::shuffle(tables.begin(), tables.end(), std::mt19937(3));
   const size_t layerBytes =
-      tables.size() * size_t(l.kvHeads) * l.blockSize * shape.headStride * 2;
+      tables.size() * size_t(l.kvHeads) * l.blockSize * shape.headStride * kvBytesOf(l);
   const int layers =
       static_cast<int>(std::min<size_t>(Arena::kBytes / 2 / layerBytes, 32));
   const int width = l.heads * l.headDim;
@@ -150,7 +157,7 @@ inline double timeStep(const Timed& timed, const Arena& arena) {
   for (int layer = 0; layer < layers; layer++) {
     const KvLayer kv{arena.keys.as<char>() + layer * layerBytes,
                      arena.values.as<char>() + layer * layerBytes,
-                     l.kvHeads, l.headDim, shape.headStride, l.blockSize};
+                     l.kvHeads, l.headDim, shape.headStride, l.blockSize, l.fp8};
     attention(shape, plan, in, kv, {q.as(), width, width}, {out.as(), width, width}, stream);
   }
   check(cudaStreamEndCapture(stream, &captured), "capture");

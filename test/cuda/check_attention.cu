@@ -21,7 +21,7 @@ double boundOf(Elem elem) {
 }
 
 std::string nameOfLayout(const Layout& l) {
-  return std::string(nameOf(l.elem)) + " heads " + std::to_string(l.heads) + "/" +
+  return std::string(nameOf(l.elem)) + (l.fp8 ? " fp8" : "") + " heads " + std::to_string(l.heads) + "/" +
          std::to_string(l.kvHeads) + " dim " + std::to_string(l.headDim) + " block " +
          std::to_string(l.blockSize) + (l.window ? " window " + std::to_string(l.window) : "");
 }
@@ -133,6 +133,12 @@ void checkQuick() {
   checkStep("mixed", {Elem::BF16, 2, 2, 256, 16, 0}, chunks({{1, 50}, {20, 41}}));
   checkStep("mixed", {Elem::F32, 4, 2, 24, 16, 9}, chunks({{1, 50}, {20, 41}}));
   checkGraph({Elem::BF16, 4, 2, 64, 16, 0}, 4, 90);
+  for (int dim : {24, 64, 128, 256}) {
+    checkStep("mixed", {Elem::BF16, 4, 2, dim, 16, 0, true},
+              chunks({{1, 90}, {40, 70}, {3, 200}, {1, 1}}));
+  }
+  checkStep("window", {Elem::F16, 4, 2, 80, 32, 21, true}, chunks({{1, 90}, {40, 70}, {1, 10}}));
+  checkStep("mixed", {Elem::F32, 4, 2, 24, 16, 9, true}, chunks({{1, 50}, {20, 41}}));
 }
 
 void checkAll() {
@@ -165,6 +171,18 @@ void checkAll() {
     Batch prompts;
     for (int i = 0; i < 60; i++) prompts.add(2 + i, 2 + i);
     checkStep("60 prompts", {elem, 8, 2, 64, 16, 0}, prompts);
+    for (int dim : {16, 24, 50, 64, 80, 96, 128, 144, 256}) {
+      checkStep("mixed", {elem, 4, 2, dim, 16, 0, true}, mixed);
+      checkStep("mixed", {elem, 12, 2, dim, 32, 45, true}, mixed);
+    }
+    for (int group : {1, 3, 8, 16, 20}) {
+      checkStep("mixed", {elem, group, 1, 128, 64, 0, true}, mixed);
+    }
+    checkStep("one long decode", {elem, 8, 1, 128, 16, 0, true}, decodes({30001}));
+    checkStep("one long decode", {elem, 4, 2, 64, 32, 0, true}, decodes({20000}));
+    checkStep("split prefill", {elem, 4, 1, 128, 16, 0, true}, chunks({{9, 6000}}));
+    checkStep("300 decodes", {elem, 8, 2, 128, 16, 0, true}, many);
+    checkStep("60 prompts", {elem, 8, 2, 64, 16, 0, true}, prompts);
   }
   for (int dim : {16, 24, 64, 128, 256}) {
     checkStep("mixed", {Elem::F32, 6, 2, dim, 16, dim == 64 ? 33 : 0}, mixed);
@@ -172,6 +190,7 @@ void checkAll() {
   checkGraph({Elem::BF16, 8, 2, 128, 16, 0}, 8, 3000);
   checkGraph({Elem::F16, 4, 4, 64, 32, 100}, 32, 500);
   checkGraph({Elem::BF16, 16, 1, 80, 16, 0}, 1, 5000);
+  checkGraph({Elem::BF16, 8, 2, 128, 16, 0, true}, 8, 3000);
 }
 
 }  // namespace

@@ -212,24 +212,96 @@ void checkQkv(Elem elem, int rows, int heads, int kvHeads, int headDim, bool nor
   }
 }
 
-void checkCopyBlocks(Elem elem) {
+// The nearest e4m3 number of either sign, of two the one with the even code; from its definition.
+uint8_t e4m3Of(float x) {
+  const uint8_t sign = std::signbit(x) ? 0x80 : 0;
+  if (std::isnan(x)) return 0x7f;
+  const double size = std::abs(double(x));
+  int best = 0;
+  double bestError = INFINITY;
+  for (int code = 0; code < 0x7f; code++) {
+    const int exponent = code >> 3, mantissa = code & 7;
+    const double value =
+        exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+    const double error = std::isinf(size) ? 448 - value : std::abs(size - value);
+    if (error < bestError || (error == bestError && code % 2 == 0)) best = code, bestError = error;
+  }
+  return sign | best;
+}
+
+// Keys and values as they are, in e4m3, to the bit: every 16-bit number, or random float32 ones.
+void checkQkvFp8(Elem elem, int headDim) {
+  const int kvHeads = 2, headStride = (headDim + 15) / 16 * 16, bs = 16;
+  const int columns = 2 * kvHeads * headDim, rows = (65536 + columns - 1) / columns;
+  const int width = columns + headDim, bytes = static_cast<int>(bytesOf(elem));
+  std::vector<uint8_t> in(size_t(rows) * width * bytes, 0);
+  for (int t = 0, n = 0; t < rows; t++) {
+    for (int c = headDim; c < width; c++, n++) {
+      const uint32_t bits = elem == Elem::F32 ? generator()() >> (n % 3) : n & 0xffff;
+      std::memcpy(&in[(size_t(t) * width + c) * bytes], &bits, bytes);
+    }
+  }
+  // Sizes of interest among the float32 numbers.
+  for (int t = 0; elem == Elem::F32 && t < rows; t++) {
+    for (int c = headDim; c < width; c += 2) {
+      const float x = std::ldexp(float(generator()() % 4096) / 256, int(generator()() % 20) - 12);
+      std::memcpy(&in[(size_t(t) * width + c) * 4], &x, 4);
+    }
+  }
+  const int blocks = rows / bs + 2;
+  std::vector<int> slots(rows);
+  std::iota(slots.begin(), slots.end(), 5);
+  const size_t cacheBytes = size_t(blocks) * kvHeads * bs * headStride;
+  const Device qkv(in), slotsOn(slots), keys(cacheBytes), values(cacheBytes);
+  const auto view = [&](int head, int count) {
+    return Matrix{qkv.as<char>() + size_t(head) * headDim * bytes, width, count * headDim};
+  };
+  qkvStore(elem,
+           {view(0, 1), view(1, kvHeads), view(1 + kvHeads, kvHeads), view(0, 1), nullptr, nullptr,
+            1e-6f, nullptr, slotsOn.as<int>(), slotsOn.as<int>(), 1,
+            {keys.as(), values.as(), kvHeads, headDim, headStride, bs, true}},
+           rows, nullptr);
+  for (const bool isKey : {true, false}) {
+    const auto cache = (isKey ? keys : values).download<uint8_t>();
+    std::vector<uint8_t> expected(cacheBytes, 0xff);
+    for (int t = 0; t < rows; t++) {
+      for (int h = 0; h < kvHeads; h++) {
+        const size_t to = ((size_t(slots[t] / bs) * kvHeads + h) * bs + slots[t] % bs) * headStride;
+        const size_t from = size_t(t) * width + (1 + (isKey ? 0 : kvHeads) + h) * headDim;
+        for (int d = 0; d < headDim; d++) {
+          expected[to + d] = e4m3Of(decode(elem, in.data(), from + d));
+        }
+      }
+    }
+    int wrong = 0;
+    for (size_t i = 0; i < cacheBytes; i++) {
+      // NaN has two codes.
+      wrong += cache[i] != expected[i] && !((cache[i] & 0x7f) == 0x7f && expected[i] == 0x7f);
+    }
+    report(label(isKey ? "qkvStore fp8 keys" : "qkvStore fp8 values", elem, {headDim}), wrong, 0);
+  }
+}
+
+// Bytes are what counts: with `fp8`, rows of float16 stand for twice the columns.
+void checkCopyBlocks(Elem elem, bool fp8 = false) {
   const int blocks = 9, headDim = 40, headStride = 48, kvHeads = 3, layers = 66;
   const int perBlock = kvHeads * 16;
   std::vector<std::unique_ptr<Rows>> caches;
   std::vector<KvLayer> kv;
   for (int i = 0; i < 2 * layers; i++) {
-    caches.push_back(std::make_unique<Rows>(elem, blocks * perBlock, headDim, headStride));
+    caches.push_back(std::make_unique<Rows>(fp8 ? Elem::F16 : elem, blocks * perBlock, headDim, headStride));
     caches.back()->fill();
   }
   for (int l = 0; l < layers; l++) {
-    kv.push_back({caches[2 * l]->device.as(), caches[2 * l + 1]->device.as(), kvHeads, headDim,
-                  headStride, 16});
+    const int factor = fp8 ? 2 : 1;
+    kv.push_back({caches[2 * l]->device.as(), caches[2 * l + 1]->device.as(), kvHeads,
+                  factor * headDim, factor * headStride, 16, fp8});
   }
   const std::vector<int> pairs = {0, 5, 3, 8, 0, 1};
   const Device pairsOn(pairs);
   copyBlocks(elem, kv.data(), layers, pairsOn.as<int>(), 3, nullptr);
   for (const int i : {0, 1, 2 * layers - 1}) {
-    caches[i]->compare(label("copyBlocks", elem, {i}), 0, 1e-30, [&](int row, int c) {
+    caches[i]->compare(label(fp8 ? "copyBlocks fp8" : "copyBlocks", elem, {i}), 0, 1e-30, [&](int row, int c) {
       int block = row / perBlock;
       for (size_t p = 0; p < pairs.size(); p += 2) {
         if (pairs[p + 1] == block) return caches[i]->at(pairs[p] * perBlock + row % perBlock, c);
@@ -329,7 +401,10 @@ void checkAll() {
     attempt("RowKernels", [&] { checkRowKernels(elem, 5, 100, 3, 1); });
     attempt("Qkv", [&] { checkQkv(elem, 5, 4, 2, 16, true, true); });
     attempt("Qkv", [&] { checkQkv(elem, 5, 3, 1, 22, true, true); });
+    attempt("QkvFp8", [&] { checkQkvFp8(elem, 22); });
+    attempt("QkvFp8", [&] { checkQkvFp8(elem, 64); });
     attempt("CopyBlocks", [&] { checkCopyBlocks(elem); });
+    attempt("CopyBlocks", [&] { checkCopyBlocks(elem, true); });
     attempt("Moe", [&] { checkMoe(elem, {5, 8, 2, 64, 40, true, false}); });
     attempt("Moe", [&] { checkMoe(elem, {70, 4, 2, 72, 24, false, true}); });
     attempt("Moe", [&] { checkMoe(elem, {300, 4, 2, 64, 32, true, false}); });
