@@ -90,7 +90,8 @@ cuda::Program toProgram(const Value& value) {
   for (const Value& each : value.get("kvLayers").array()) {
     const int headDim = each.get("headDim").int32(2, 256);
     if (headDim % 2 != 0) each.get("headDim").fail("an even number");
-    program.kvLayers.push_back({each.get("kvHeads").int32(1, 1 << 16), headDim});
+    program.kvLayers.push_back({each.get("kvHeads").int32(1, 1 << 16), headDim,
+                                each.get("fp8").boolean()});
   }
   const Value logits = value.get("logits");
   program.logits.buffer = logits.get("buffer").int32();

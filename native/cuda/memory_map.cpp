@@ -21,7 +21,8 @@ void findShapes(Program& program, const RunnerConfig& config, std::vector<Attent
                                   headStrideOf(layer.headDim),
                                   config.limits.blockSize,
                                   op.window,
-                                  op.scale};
+                                  op.scale,
+                                  layer.fp8};
     const auto known = std::find(shapes.begin(), shapes.end(), shape);
     op.shape = static_cast<int>(known - shapes.begin());
     if (known == shapes.end()) shapes.push_back(shape);
@@ -41,7 +42,7 @@ Program decodeProgram(const RunnerConfig& config, std::vector<AttentionShape>& s
 
 size_t kvHalfBytes(const KvShape& shape, Elem elem, const BatchLimits& limits) {
   return size_t(limits.numBlocks) * shape.kvHeads * limits.blockSize * headStrideOf(shape.headDim) *
-         bytesOf(elem);
+         (shape.fp8 ? 1 : bytesOf(elem));
 }
 
 MemoryMap mapMemory(const RunnerConfig& config, const Program& program,

@@ -10,7 +10,7 @@ namespace millrace::cuda {
 
 struct RunnerConfig {
   int device;
-  Elem elem;  // of activations, matrices and the KV cache
+  Elem elem;  // of activations, matrices and KV layers that are not fp8
   Limits limits;
   Program program;  // without instructions: they are decoded once the weights are known
   std::vector<double> tokenCode, rowCode;

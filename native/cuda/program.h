@@ -57,6 +57,7 @@ struct RopeTable {
 
 struct KvShape {
   int kvHeads, headDim;
+  bool fp8;  // e4m3 instead of the storage type
 };
 
 struct Limits : BatchLimits {

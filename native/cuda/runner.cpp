@@ -81,7 +81,7 @@ void Runner::makeLayers() {
   for (const KvShape& shape : program_.kvLayers) {
     const size_t bytes = kvHalfBytes(shape, elem_, limits_);
     layers_.push_back({next, next + bytes, shape.kvHeads, shape.headDim,
-                       headStrideOf(shape.headDim), limits_.blockSize});
+                       headStrideOf(shape.headDim), limits_.blockSize, shape.fp8});
     next += 2 * bytes;
   }
 }

@@ -4,11 +4,15 @@
  * logits of the wanted rows, and samples from them.
  */
 import type { Program } from '../model/program.js';
-import type { DType, WeightSource } from '../model/weights.js';
+import type { WeightSource } from '../model/weights.js';
+import type { KvDtype } from './kv-dtype.js';
 
 /** What keys and values are kept in: `auto` is the type of the weight source. */
-export const KV_CACHE_DTYPES = ['auto', 'int8'] as const;
-/** `int8`: symmetric, a scale for each head and token, of keys and of values. */
+export const KV_CACHE_DTYPES = ['auto', 'int8', 'fp8'] as const;
+/**
+ * `int8`: symmetric, a scale for each head and token, of keys and of values; not with cuda. `fp8`:
+ * e4m3, larger numbers become 448; only with cuda.
+ */
 export type KvCacheDtype = (typeof KV_CACHE_DTYPES)[number];
 
 /** How an executor lays out its memory. All of it is allocated before `createRunner` returns. */
@@ -31,8 +35,8 @@ export interface RunnerOptions {
 
 export interface Backend {
   readonly name: string;
-  /** Bytes of KV cache of one block over all layers; `dtype` is that of the weight source, or int8. */
-  kvBytesPerBlock(program: Program, blockSize: number, dtype: DType | 'int8'): number;
+  /** Bytes of KV cache of one block over all layers; `dtype` is that of the weight source or a KvCacheDtype. */
+  kvBytesPerBlock(program: Program, blockSize: number, dtype: KvDtype): number;
   /** Bytes of the device's own memory; absent where the executor uses the machine's. */
   memory?(): { total: number; free: number };
   /**

@@ -1,5 +1,6 @@
 /** The options of an engine: what the operator chose, and what that means with defaults filled in. */
 import { KV_CACHE_DTYPES, type KvCacheDtype } from '../backend/backend.js';
+import { checkKvCacheDtype } from '../backend/kv-dtype.js';
 import { checkDeviceOptions, type DeviceOptions, onlyWith } from '../backend/load-backend.js';
 import { InvalidParameterError } from '../errors.js';
 import type { LoadModelOptions } from '../model/load-model.js';
@@ -148,9 +149,7 @@ export function resolveOptions(options: EngineOptions): ResolvedOptions {
   }
   share('gpuMemoryUtilization', options.gpuMemoryUtilization);
   onlyWith('cuda', device, 'gpuMemoryUtilization', options.gpuMemoryUtilization);
-  if (device === 'cuda' && kvCacheDtype !== 'auto') {
-    throw InvalidParameterError.expected('auto with device cuda', 'kvCacheDtype', kvCacheDtype);
-  }
+  checkKvCacheDtype(device, kvCacheDtype);
   boolean('enablePrefixCaching', enablePrefixCaching);
   boolean('enableChunkedPrefill', enableChunkedPrefill);
   return {

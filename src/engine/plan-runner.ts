@@ -1,5 +1,6 @@
 /** The memory plan of a model in an executor, from what the executor and the machine say. */
 import type { Backend } from '../backend/backend.js';
+import { checkKvCacheDtype, kvDtypeOf } from '../backend/kv-dtype.js';
 import type { LoadedModel } from '../model/load-model.js';
 import type { ResolvedOptions } from './engine-options.js';
 import { estimateFixedBytes } from './fixed-bytes.js';
@@ -56,7 +57,7 @@ export function blockBytes(
   { program, weights }: Pick<LoadedModel, 'program' | 'weights'>,
   { blockSize, kvCacheDtype }: Pick<PlanOptions, 'blockSize' | 'kvCacheDtype'>,
 ): number {
-  const kvDtype = kvCacheDtype === 'int8' ? kvCacheDtype : weights.dtype;
+  checkKvCacheDtype(backend.name, kvCacheDtype);
   // A program without attention keeps nothing, but slots are numbered all the same.
-  return Math.max(1, backend.kvBytesPerBlock(program, blockSize, kvDtype));
+  return Math.max(1, backend.kvBytesPerBlock(program, blockSize, kvDtypeOf(weights, kvCacheDtype)));
 }

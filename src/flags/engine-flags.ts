@@ -24,7 +24,7 @@ export const MODEL_FLAGS = {
   }),
   quantization: string({
     group: MODEL,
-    help: 'Keep matrices as integers: int8 or int4, with -g32, -g64, -g128 for groups, -asym for offsets.',
+    help: 'Keep matrices as integers: int8 or int4, with -g32, -g64, -g128 for groups, -asym for offsets; or fp8 (cuda).',
     placeholder: 'SCHEME',
   }),
   'quantization-overrides': string({
@@ -80,7 +80,7 @@ export const ENGINE_FLAGS = {
   }),
   'kv-cache-dtype': choice({
     group: ENGINE,
-    help: 'What keys and values are kept in; auto is what matrices are.',
+    help: 'What keys and values are kept in; auto is what matrices are, int8 is not for cuda, fp8 only.',
     of: KV_CACHE_DTYPES,
     default: 'auto',
   }),

@@ -33,8 +33,10 @@ test('An option of one device is refused with another, because it would do nothi
   refused(
     { device: 'cuda', kvCacheDtype: 'int8' },
     'kvCacheDtype',
-    /Expected auto with device cuda/,
+    /int8 is there with device cpu and reference; the device is cuda/,
   );
+  refused({ kvCacheDtype: 'fp8' }, 'kvCacheDtype', /fp8 is there with device cuda; .* is cpu/);
+  resolveOptions({ model: 'm', device: 'cuda', kvCacheDtype: 'fp8' });
   resolveOptions({ model: 'm', enforceEager: false });
 });
 

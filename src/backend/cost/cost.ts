@@ -123,7 +123,7 @@ function costOfOp(program: Program, op: Op, stored: Stored, step: StepShape): Co
       const headBytes =
         stored.kvCacheDtype === 'int8'
           ? op.headDim + BYTES.float32
-          : op.headDim * BYTES[stored.dtype];
+          : op.headDim * (stored.kvCacheDtype === 'fp8' ? 1 : BYTES[stored.dtype]);
       // q·k, softmax, and the weighted sum of v, each query with each key it sees; the step's own
       // keys are written, then all that are seen are read.
       return cost(

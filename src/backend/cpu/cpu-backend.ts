@@ -3,10 +3,12 @@ import { availableParallelism } from 'node:os';
 import { InvalidParameterError, MemoryPlanError, ModelError } from '../../errors.js';
 import type { Program } from '../../model/program.js';
 import { schemeName } from '../../model/quantization.js';
-import type { DType, TensorRef, WeightSource } from '../../model/weights.js';
+import type { TensorRef, WeightSource } from '../../model/weights.js';
 import { allocateResult } from '../allocate-result.js';
 import type { Backend, ModelRunner, RunnerOptions, StepBatch, StepResult } from '../backend.js';
 import { checkBatch } from '../check-batch.js';
+import { checkKvCacheDtype, kvDtypeOf } from '../kv-dtype.js';
+import { FP8_IS_OF_CUDA, refuseFp8 } from '../refuse-fp8.js';
 import { encode, floatOperand, OP_CODES } from './encode.js';
 import { type LoweredWeight, lower } from './lower.js';
 import {
@@ -152,6 +154,7 @@ function load(config: NativeConfig, onProgress?: (share: number) => void): Nativ
 export function nativeConfig(request: Omit<RunnerRequest, 'onProgress'>): NativeConfig {
   const { program, weights, options, isa, threads, wantsBf16 } = request;
   const { blockSize, numBlocks, maxTokens, maxSeqs, maxModelLen, keepLogits = false } = options;
+  checkKvCacheDtype('cpu', options.kvCacheDtype);
   const bf16 = wantsBf16 && weights.dtype === 'bfloat16';
   const lowered = lower(program, (weight) => bf16 && weights.storage(weight).kind === 'float');
   const rowTile = Math.min(ROW_TILE, maxTokens);
@@ -161,7 +164,7 @@ export function nativeConfig(request: Omit<RunnerRequest, 'onProgress'>): Native
     isa,
     threads,
     dtype: weights.dtype,
-    kvDtype: kvDtypeOf(weights, options),
+    kvDtype: kvDtypeOf(weights, options.kvCacheDtype),
     limits: { blockSize, numBlocks, maxTokens, maxSeqs, maxModelLen, rowTile, keepLogits },
     program: {
       buffers: plan.buffers,
@@ -188,6 +191,7 @@ function describeWeight({ weight, layout }: LoweredWeight, source: WeightSource)
         : [1, ...weight.shape];
   const parts = weight.parts.map(({ tensor }) => describePart(source.tensor(tensor)));
   const storage = source.storage(weight);
+  if (layout !== 'vector' && storage.kind === 'fp8') refuseFp8(weight, FP8_IS_OF_CUDA);
   const integer = layout !== 'vector' && storage.kind === 'integer' ? storage : undefined;
   return { name: weight.name, layout, n, k, experts, integer, parts };
 }
@@ -207,10 +211,6 @@ function describePart(tensor: TensorRef): NativePart {
   }
   const { kind, seed, mean, scale } = tensor;
   return { kind, elements, seed, mean, scale };
-}
-
-function kvDtypeOf({ dtype }: WeightSource, { kvCacheDtype }: RunnerOptions): DType | 'int8' {
-  return kvCacheDtype === 'int8' ? 'int8' : dtype;
 }
 
 /** What matrices and KV cache are kept in, most columns first. */

@@ -5,6 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { NativeError } from '../../errors.js';
 import type { DType, IntegerStorage, QuantizedMatrix } from '../../model/weights.js';
 import type { StepBatch, StepResult } from '../backend.js';
+import type { KvDtype } from '../kv-dtype.js';
 import type { WeightLayout } from './lower.js';
 import type { Buffer } from './plan-memory.js';
 
@@ -39,7 +40,7 @@ export interface NativeConfig {
   isa: CpuIsa;
   threads: number;
   dtype: DType;
-  kvDtype: DType | 'int8';
+  kvDtype: KvDtype;
   limits: {
     blockSize: number;
     numBlocks: number;
@@ -69,7 +70,7 @@ export interface Native {
   cpuFeatures(): { name: CpuIsa; wantsBf16: boolean }[];
   kvBytesPerBlock(
     layers: readonly { kvHeads: number; headDim: number }[],
-    dtype: DType | 'int8',
+    dtype: KvDtype,
     blockSize: number,
   ): number;
   createRunner(config: NativeConfig, onProgress?: (share: number) => void): NativeRunner;

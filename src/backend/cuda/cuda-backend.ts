@@ -5,6 +5,7 @@ import { BYTES, type DType, type WeightSource } from '../../model/weights.js';
 import { allocateResult } from '../allocate-result.js';
 import type { Backend, ModelRunner, RunnerOptions, StepBatch, StepResult } from '../backend.js';
 import { checkBatch } from '../check-batch.js';
+import { checkKvCacheDtype, type KvDtype } from '../kv-dtype.js';
 import { describeWeight } from './describe-weights.js';
 import { encode, OP_CODES, operand } from './encode.js';
 import { cublasLibraries } from './libraries.js';
@@ -95,20 +96,12 @@ export function createCudaBackend(options: CudaBackendOptions = {}): CudaBackend
 }
 
 /** Keys and values of one block over all layers; heads are padded to multiples of 16 columns. */
-export function kvBytesPerBlock(
-  program: Program,
-  blockSize: number,
-  dtype: DType | 'int8',
-): number {
-  if (dtype === 'int8') {
-    throw new InvalidParameterError(
-      'Device cuda keeps keys and values in the type of the weights: kv-cache-dtype int8 is not available there',
-      { param: 'kv-cache-dtype' },
-    );
-  }
+export function kvBytesPerBlock(program: Program, blockSize: number, dtype: KvDtype): number {
+  if (dtype === 'int8') throw InvalidParameterError.expected('no int8', 'dtype', dtype);
+  const bytes = dtype === 'fp8' ? 1 : BYTES[dtype];
   return program.kvLayers.reduce((sum, { kvHeads, headDim }) => {
     const columns = Math.ceil(headDim / 16) * 16;
-    return sum + 2 * kvHeads * blockSize * columns * BYTES[dtype];
+    return sum + 2 * kvHeads * blockSize * columns * bytes;
   }, 0);
 }
 
@@ -124,7 +117,7 @@ interface RunnerRequest {
 
 function createRunner(request: RunnerRequest, onProgress?: (share: number) => void): CudaRunner {
   const { program, weights, options } = request;
-  if (options.kvCacheDtype === 'int8') kvBytesPerBlock(program, options.blockSize, 'int8');
+  checkKvCacheDtype('cuda', options.kvCacheDtype);
   const handle = load(nativeConfig(request), request, onProgress);
   const result = allocateResult(options.maxTokens, options.keepLogits ? program.vocabSize : 0);
   let previousRows = 0;
@@ -206,7 +199,10 @@ export function nativeConfig(request: RunnerRequest): NativeConfig {
         invFreq: Float64Array.from(invFreq),
         scale,
       })),
-      kvLayers: program.kvLayers,
+      kvLayers: program.kvLayers.map((layer) => ({
+        ...layer,
+        fp8: options.kvCacheDtype === 'fp8',
+      })),
       logits: { buffer, column, width },
       activationBytes: plan.bytes,
     },

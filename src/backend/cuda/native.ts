@@ -41,7 +41,7 @@ export interface NativeConfig {
     tokenCode: Float64Array;
     rowCode: Float64Array;
     ropeTables: { invFreq: Float64Array; scale: number }[];
-    kvLayers: readonly { kvHeads: number; headDim: number }[];
+    kvLayers: readonly { kvHeads: number; headDim: number; fp8: boolean }[];
     logits: { buffer: number; column: number; width: number };
     activationBytes: number;
   };

@@ -13,6 +13,7 @@ import {
   type StepResult,
 } from '../backend.js';
 import { checkBatch } from '../check-batch.js';
+import { checkKvCacheDtype } from '../kv-dtype.js';
 import { siluMul } from './activation.js';
 import { attention } from './attention.js';
 import { IntegerWeight } from './integer-weight.js';
@@ -58,6 +59,7 @@ class ReferenceRunner implements ModelRunner {
     onProgress?: (share: number) => void,
   ) {
     const { numBlocks, blockSize, maxTokens, kvCacheDtype } = options;
+    checkKvCacheDtype('reference', kvCacheDtype);
     this.#program = program;
     this.#options = options;
     this.#weights = readWeights(program, weights, onProgress);

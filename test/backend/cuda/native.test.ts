@@ -78,7 +78,7 @@ const BREAKAGES: [string, RegExp, (config: NativeConfig) => void][] = [
     'an odd head size',
     /even number for argument 0.program.kvLayers\[0\].headDim/,
     ({ program }) => {
-      program.kvLayers = [{ kvHeads: 1, headDim: 7 }];
+      program.kvLayers = [{ kvHeads: 1, headDim: 7, fp8: false }];
     },
   ],
   [
