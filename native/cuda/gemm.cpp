@@ -22,6 +22,11 @@ constexpr int kPlainCandidates = 4;
 constexpr double kTimedSeconds = 200e-6;  // of one candidate
 constexpr int kMaxLaunches = 16;
 
+// Of CUDA 12.9's cublasLt.h, which the toolkit that compiles this may be older than.
+constexpr auto kScaleModeA = static_cast<cublasLtMatmulDescAttributes_t>(31);
+constexpr auto kScaleModeB = static_cast<cublasLtMatmulDescAttributes_t>(32);
+constexpr int32_t kScaleOfEachRow = 3;  // CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+
 cudaDataType_t dataType(Elem elem) {
   return elem == Elem::F32 ? CUDA_R_32F : elem == Elem::F16 ? CUDA_R_16F : CUDA_R_16BF;
 }
@@ -99,23 +104,28 @@ struct Gemm::Library {
 
 // A kind of product with the library's descriptions of it.
 struct Gemm::Kind {
-  Kind(const Library& library, const Product& product) : lib(library), product(product) {
+  // `scales` is any aligned pointer of the device: the library looks at it before a product is.
+  Kind(const Library& library, const Product& product, const void* scales)
+      : lib(library), product(product) {
     const Elem outElem = product.floatOut ? Elem::F32 : product.elem;
     lib.require(lib.descCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
     // Column-major, as the library sees it: out^T [n, rows] = weight^T^T [n, k] . x^T [k, rows].
     const cublasOperation_t transposed = CUBLAS_OP_T;
     set(CUBLASLT_MATMUL_DESC_TRANSA, transposed);
-    const auto layout = [&](cublasLtMatrixLayout_t& to, Elem elem, int height, int64_t stride) {
-      lib.require(lib.layoutCreate(&to, dataType(elem), height, 1, stride),
-                  "cublasLtMatrixLayoutCreate");
+    const auto layout = [&](cublasLtMatrixLayout_t& to, cudaDataType_t type, int height,
+                            int64_t stride) {
+      lib.require(lib.layoutCreate(&to, type, height, 1, stride), "cublasLtMatrixLayoutCreate");
     };
-    layout(weight, product.elem, product.k, product.k);
+    const cudaDataType_t factor = product.fp8 ? CUDA_R_8F_E4M3 : dataType(product.elem);
+    layout(weight, factor, product.k, product.k);
     const uint64_t columns = product.n;
     lib.require(lib.layoutSet(weight, CUBLASLT_MATRIX_LAYOUT_COLS, &columns, sizeof(columns)),
                 "the layout of a weight");
-    layout(x, product.elem, product.k, product.xStride);
-    layout(out, outElem, product.n, product.outStride);
-    layout(residual, outElem, product.n, product.residual ? product.residualStride : product.outStride);
+    layout(x, factor, product.k, product.xStride);
+    layout(out, dataType(outElem), product.n, product.outStride);
+    layout(residual, dataType(outElem), product.n,
+           product.residual ? product.residualStride : product.outStride);
+    if (product.fp8) useScales(scales);
     if (!product.bias || product.floatOut) return;
     const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
     set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
@@ -134,6 +144,19 @@ struct Gemm::Kind {
   template <class T>
   void set(cublasLtMatmulDescAttributes_t attribute, const T& value) {
     lib.require(lib.descSet(desc, attribute, &value, sizeof(value)), "the description of a product");
+  }
+
+  void useScales(const void* scales) {
+    const char* missing = "";
+    for (const auto mode : {kScaleModeA, kScaleModeB}) {
+      const auto status = lib.descSet(desc, mode, &kScaleOfEachRow, sizeof(kScaleOfEachRow));
+      if (status != CUBLAS_STATUS_SUCCESS) missing = " (12.9 was the first)";
+    }
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales);
+    if (*missing == 0 && !candidates(kTunedRows[4], kWorkspaceBytes, 1).empty()) return;
+    throw CudaError("this version of cuBLASLt has no products of fp8 with a scale for each row on this GPU" +
+                    std::string(missing) + ": leave quantization fp8 out, or take a newer one");
   }
 
   void setRows(int count) {
@@ -175,6 +198,10 @@ struct Gemm::Kind {
   cublasStatus_t launch(const ProductCall& call, const cublasLtMatmulAlgo_t& algo, void* workspace,
                         cudaStream_t stream) {
     if (biasInside) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, call.bias);
+    if (product.fp8) {
+      set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, call.weightScales);
+      set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, call.xScales);
+    }
     const float one = 1, zero = 0;
     return lib.matmul(lib.context, desc, &one, call.weight, weight, call.x, x,
                       product.residual ? &one : &zero, product.residual ? call.residual : call.out,
@@ -230,7 +257,7 @@ int Gemm::add(const Product& product) {
   for (size_t i = 0; i < kinds_.size(); i++) {
     if (kinds_[i]->product == product) return static_cast<int>(i);
   }
-  kinds_.push_back(std::make_unique<Kind>(*library_, product));
+  kinds_.push_back(std::make_unique<Kind>(*library_, product, workspace_));
   return static_cast<int>(kinds_.size()) - 1;
 }
 

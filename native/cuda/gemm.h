@@ -16,12 +16,13 @@ namespace millrace::cuda {
 struct Product {
   int n, k;
   Elem elem;
+  bool fp8;  // x and weight are rows of fp8.h; `elem` is that of the others
   bool floatOut;  // out is float32 whatever `elem`; without residual
   bool residual, bias;
   int64_t xStride, residualStride, outStride;  // elements
   int alignment;  // bytes, of all pointers, at most 16
   friend bool operator==(const Product& a, const Product& b) {
-    return a.n == b.n && a.k == b.k && a.elem == b.elem && a.floatOut == b.floatOut &&
+    return a.n == b.n && a.k == b.k && a.elem == b.elem && a.fp8 == b.fp8 && a.floatOut == b.floatOut &&
            a.residual == b.residual && a.bias == b.bias && a.xStride == b.xStride &&
            a.residualStride == b.residualStride && a.outStride == b.outStride &&
            a.alignment == b.alignment;
@@ -35,6 +36,7 @@ struct ProductCall {
   const void* bias;         // in the storage type
   const float* biasFloats;  // the same
   void* out;
+  const float *weightScales, *xScales;  // of fp8
 };
 
 class Gemm {
@@ -46,7 +48,7 @@ class Gemm {
   Gemm(const std::vector<std::string>& libraries, void* workspace);
   ~Gemm();
 
-  // The id of a kind of product.
+  // The id of a kind of product. Throws CudaError if the library has none such on this GPU.
   int add(const Product& product);
   // Chooses an algorithm for each number of rows up to `maxRows`. `calls` are what the product is
   // used for.

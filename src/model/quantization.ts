@@ -1,17 +1,18 @@
 /**
- * Which weights are kept as integers: `--quantization` and `--quantization-overrides`.
+ * Which weights are kept as integers or 8-bit floats: `--quantization` and `--quantization-overrides`.
  *
- * Every linear and every expert takes the scheme asked for. Norms, biases and routers stay float
+ * Every linear and every expert takes the scheme asked for, but fp8, for which experts have no
+ * kernels: they and the head stay float. Norms, biases and routers stay float
  * (small, and what they decide is not forgiving), and so do embeddings that are not the head as well:
  * a step reads a few of their rows. The head is read whole in each step, so it becomes integer too,
  * but never less than 8 bits unless an override says so: its errors reach the logits directly.
  */
 import { InvalidParameterError } from '../errors.js';
 import type { Program, Weight } from './program.js';
-import type { IntegerStorage, MatrixStorage, WeightSource } from './weights.js';
+import type { Fp8Storage, IntegerStorage, MatrixStorage, WeightSource } from './weights.js';
 
 export interface QuantizationOptions {
-  /** `int8` or `int4`, with `-g32`, `-g64`, `-g128` for groups and `-asym` for offsets. */
+  /** `fp8`, or `int8` or `int4` with `-g32`, `-g64`, `-g128` for groups and `-asym` for offsets. */
   quantization?: string;
   /** `PATTERN=SCHEME,...` for single weights; `*` in a pattern is any text, the first match counts. */
   quantizationOverrides?: string;
@@ -19,6 +20,7 @@ export interface QuantizationOptions {
 
 const SCHEME = /^int([48])(?:-g(32|64|128))?(-asym)?$/;
 const FLOAT: MatrixStorage = { kind: 'float' };
+const FP8: Fp8Storage = { kind: 'fp8' };
 const HEAD: IntegerStorage = { kind: 'integer', bits: 8, group: 0, symmetric: true };
 /** Of plain `int4`. Its plain form has groups, plain `int8` has one scale a row. */
 const INT4_GROUP = 32;
@@ -38,6 +40,14 @@ export function parseScheme(scheme: string, param = 'quantization'): IntegerStor
   return { kind: 'integer', bits, group, symmetric: match[3] === undefined };
 }
 
+/** The same, and `fp8`. */
+function parseStorage(scheme: string, param?: string): IntegerStorage | Fp8Storage {
+  if (scheme === 'fp8') return FP8;
+  if (SCHEME.test(scheme)) return parseScheme(scheme, param);
+  const known = 'fp8, or int8 or int4, then -g32, -g64 or -g128 and -asym if wanted';
+  throw InvalidParameterError.expected(known, param ?? 'quantization', scheme);
+}
+
 /** The name `parseScheme` reads, groups spelled out; `int4-row` for 4 bits and one scale a row. */
 export function schemeName({ bits, group, symmetric }: IntegerStorage): string {
   const grouping = group > 0 ? `-g${group}` : bits === 4 ? '-row' : '';
@@ -54,16 +64,17 @@ export function withQuantization(
   { quantization, quantizationOverrides }: QuantizationOptions,
 ): WeightSource {
   if (quantization === undefined && quantizationOverrides === undefined) return source;
-  const scheme = quantization === undefined ? undefined : parseScheme(quantization);
+  const scheme = quantization === undefined ? undefined : parseStorage(quantization);
   const overrides = parseOverrides(quantizationOverrides ?? '');
   const candidates = quantizable(program);
   const used = new Set<Override>();
   const storages = new Map<number, MatrixStorage>();
   for (const [weight, isHead] of candidates) {
+    const plain = scheme?.kind === 'fp8' ? (isHead || isExperts(weight) ? FLOAT : FP8) : scheme;
     const own = source.storage(weight);
     const override = overrides.find(({ pattern }) => matches(pattern, weight));
     if (override) used.add(override);
-    const wanted = override?.storage ?? (isHead && scheme ? HEAD : scheme);
+    const wanted = override?.storage ?? (isHead && plain?.kind === 'integer' ? HEAD : plain);
     storages.set(weight.id, own.kind === 'integer' ? own : (wanted ?? own));
   }
   const idle = overrides.find((override) => !used.has(override));
@@ -95,7 +106,7 @@ function parseOverrides(text: string): Override[] {
       throw InvalidParameterError.expected('PATTERN=SCHEME', 'quantizationOverrides', entry);
     }
     const parts = name.split('*').map((part) => part.replace(/[.+?^${}()|[\]\\]/g, '\\$&'));
-    const storage = scheme === 'float' ? FLOAT : parseScheme(scheme, 'quantizationOverrides');
+    const storage = scheme === 'float' ? FLOAT : parseStorage(scheme, 'quantizationOverrides');
     return { text: entry, pattern: new RegExp(`^${parts.join('.*')}$`), storage };
   });
 }
@@ -104,7 +115,11 @@ function matches(pattern: RegExp, { name, parts }: Weight): boolean {
   return pattern.test(name) || parts.some(({ tensor }) => pattern.test(tensor));
 }
 
-/** Weights that may be integers, and whether each makes the logits. */
+function isExperts({ shape }: Weight): boolean {
+  return shape.length === 3;
+}
+
+/** Weights that need not be floats, and whether each makes the logits. */
 function quantizable(program: Program): [Weight, boolean][] {
   const routers = new Set(program.ops.flatMap((op) => (op.kind === 'moe' ? op.router.value : [])));
   const found = new Map<number, boolean>();

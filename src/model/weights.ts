@@ -91,12 +91,20 @@ export interface IntegerStorage {
   readonly symmetric: boolean;
 }
 
-/** How an executor keeps a matrix: floats of `WeightSource.dtype`, or integers. */
-export type MatrixStorage = { readonly kind: 'float' } | IntegerStorage;
+/**
+ * 8-bit floats (e4m3, largest 448), one float32 scale a row: `scale = max|w| / 448`, codes rounded to
+ * nearest even. Activations are quantized on the fly in the same way, one scale a token.
+ */
+export interface Fp8Storage {
+  readonly kind: 'fp8';
+}
+
+/** How an executor keeps a matrix: floats of `WeightSource.dtype`, integers, or 8-bit floats. */
+export type MatrixStorage = { readonly kind: 'float' } | IntegerStorage | Fp8Storage;
 
 /**
- * Bytes a matrix of `elements` numbers takes: of integers, codes with a float32 scale (and offset)
- * for each group of a row of `width`.
+ * Bytes a matrix of `elements` numbers takes: of integers and fp8, codes with a float32 scale (and
+ * offset) for each group of a row of `width`.
  */
 export function storedBytes(
   storage: MatrixStorage,
@@ -105,6 +113,7 @@ export function storedBytes(
   width: number,
 ): number {
   if (storage.kind === 'float') return elements * BYTES[dtype];
+  if (storage.kind === 'fp8') return elements + (elements / width) * BYTES.float32;
   const { bits, group, symmetric } = storage;
   const groups = group === 0 ? 1 : Math.ceil(width / group);
   const heads = (elements / width) * groups * (symmetric ? 1 : 2) * BYTES.float32;
