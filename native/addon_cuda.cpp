@@ -35,6 +35,18 @@ cuda::TensorPart toPart(const Value& value) {
       value.scope([&] { floats = copyOf<float>(value.get("read").result()); });
       return floats;
     };
+  } else if (kind == "codes") {
+    part.kind = Kind::Codes;
+    part.codes = [value] {
+      cuda::CodesPart read;
+      value.scope([&] {
+        const Value matrix = value.get("read").result();
+        read.codes = copyOf<int8_t>(matrix.get("codes"));
+        read.scales = copyOf<float>(matrix.get("scales"));
+        read.offsets = copyOf<float>(matrix.get("offsets"));
+      });
+      return read;
+    };
   } else if (kind == "dummy") {
     part.kind = Kind::Dummy;
     part.seed = static_cast<uint32_t>(value.get("seed").integer(0, 4294967295.0));
@@ -46,9 +58,26 @@ cuda::TensorPart toPart(const Value& value) {
     part.offset = static_cast<size_t>(value.get("offset").integer(0, 1e15));
     part.dtype = toElem(value.get("dtype"));
   } else {
-    value.get("kind").fail("file, dummy or computed");
+    value.get("kind").fail("file, dummy, computed or codes");
   }
   return part;
+}
+
+void readInt4(const Value& value, cuda::WeightSpec& spec) {
+  if (spec.layout != cuda::WeightLayout::Matrix || spec.experts != 1 || spec.k % 8 != 0) {
+    value.fail("absent but for one matrix of a multiple of 8 columns");
+  }
+  spec.group = value.get("group").int32(32, 128);
+  if (spec.group != 32 && spec.group != 64 && spec.group != 128) {
+    value.get("group").fail("32, 64 or 128");
+  }
+  spec.offsets = value.get("offsets").boolean();
+  spec.columns = copyOf<int>(value.get("columns"));
+  const auto outside = [&](int column) { return column < 0 || column >= spec.k; };
+  const bool all = spec.columns.empty() || spec.columns.size() == size_t(spec.k);
+  if (!all || std::any_of(spec.columns.begin(), spec.columns.end(), outside)) {
+    value.get("columns").fail("an order of the columns");
+  }
 }
 
 cuda::WeightSpec toWeight(const Value& value) {
@@ -71,6 +100,9 @@ cuda::WeightSpec toWeight(const Value& value) {
     value.fail("a vector");
   }
   for (const Value& part : value.get("parts").array()) spec.parts.push_back(toPart(part));
+  if (value.get("int4").present()) readInt4(value.get("int4"), spec);
+  spec.fp8 = value.get("fp8").boolean();
+  if (spec.fp8 && spec.group > 0) value.get("fp8").fail("false of a weight in 4 bits");
   return spec;
 }
 

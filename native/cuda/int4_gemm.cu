@@ -550,10 +550,15 @@ void int4Dequantize(Elem elem, const Int4Weight& weight, void* out, cudaStream_t
   });
 }
 
+bool int4Takes(const Int4Linear& step, int rows) {
+  return rows <= kInt4MaxRows &&
+         packable(Elem::BF16, {step.x.data}, {step.x.stride, step.weight.k});
+}
+
 void int4Linear(Elem elem, const Int4Linear& step, int rows, cudaStream_t stream) {
   const Int4Weight& weight = step.weight;
   if (rows == 0) return;
-  if (rows > kInt4MaxRows || !packable(elem, {step.x.data}, {step.x.stride, weight.k})) {
+  if (!int4Takes(step, rows)) {
     throw CudaError("int4Linear: more rows than " + std::to_string(kInt4MaxRows) +
                     ", or rows that are not aligned to 16 bytes");
   }

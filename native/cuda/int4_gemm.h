@@ -32,12 +32,13 @@ void int4Quantize(const float* values, int count, int k, int group, int8_t* code
 // The weight as [n, k] of `elem`, a 16-bit type, columns in the order of the input.
 void int4Dequantize(Elem elem, const Int4Weight& weight, void* out, cudaStream_t stream);
 
-// Most rows that int4Linear takes.
+// Most rows that int4Linear takes. dev/int4.md predicts that up to there it is faster than writing
+// the weight out and multiplying that.
 constexpr int kInt4MaxRows = 128;
 
 struct Int4Linear {
   Int4Weight weight;
-  Matrix x;               // 16-byte aligned rows
+  Matrix x;               // rows aligned to 16 bytes
   Matrix out;
   bool floatOut;          // out is float32
   const void* residual;   // storage type, not with floatOut; may be `out`
@@ -50,6 +51,8 @@ struct Int4Linear {
 // nowhere).
 size_t int4ScratchBytes(int maxK);
 size_t int4Counters(int maxN);
+// Whether int4Linear can do it; without that, int4Dequantize and a product of floats can.
+bool int4Takes(const Int4Linear& step, int rows);
 void int4Linear(Elem elem, const Int4Linear& step, int rows, cudaStream_t stream);
 
 }  // namespace millrace::cuda

@@ -144,10 +144,14 @@ void Runner::execute(const Instruction& op, int rows, const int* rowTokens, cons
       return embed(elem_, weights_.matrix(op.weight), reinterpret_cast<const int*>(at(map_.resolved)),
                    rows, matrix(op.out), stream_);
     case OpKind::RmsNorm:
+      if (op.toFp8) {
+        return fp8RmsNorm(elem_, matrix(op.x), weights_.vector(op.weight), op.eps, rows,
+                          fp8Rows(op.out.width), stream_);
+      }
       return rmsNorm(elem_, matrix(op.x), nullptr, weights_.vector(op.weight), op.eps,
                      weights_.spec(op.weight).n, rows, matrix(op.out), stream_);
     case OpKind::Linear:
-      return gemm_.run(op.product, productCall(op), rows, stream_);
+      return linear(op, rows);
     case OpKind::Add:
       return add(elem_, matrix(op.x), matrix(op.residual), rows, matrix(op.out), stream_);
     case OpKind::QkvStore:
@@ -155,6 +159,9 @@ void Runner::execute(const Instruction& op, int rows, const int* rowTokens, cons
     case OpKind::Attention:
       return attend(op, rows, staging);
     case OpKind::SiluMul:
+      if (op.toFp8) {
+        return fp8SiluMul(elem_, matrix(op.x), op.out.width, rows, fp8Rows(op.out.width), stream_);
+      }
       return siluMul(elem_, matrix(op.x), rows, matrix(op.out), stream_);
     case OpKind::Moe:
       return mixture(op, rows);
@@ -163,6 +170,20 @@ void Runner::execute(const Instruction& op, int rows, const int* rowTokens, cons
     case OpKind::Count:
       return;
   }
+}
+
+// Few rows multiply weights of 4 bits as they are. With more the multiplication itself takes the time,
+// which the library is better at: the weight is written out in the storage type for it.
+void Runner::linear(const Instruction& op, int rows) {
+  if (weights_.isInt4(op.weight)) {
+    const Int4Linear call = int4Call(op);
+    if (int4Takes(call, rows)) return int4Linear(elem_, call, rows, stream_);
+    int4Dequantize(elem_, call.weight, at(map_.int4Wide), stream_);
+  }
+  if (weights_.isFp8(op.weight) && !op.fromFp8) {
+    fp8Quantize(elem_, matrix(op.x), rows, fp8Rows(op.x.width), stream_);
+  }
+  gemm_.run(op.product, productCall(op), rows, stream_);
 }
 
 void Runner::qkv(const Instruction& op, int rows, const StagingLayout& layout) {

@@ -1,7 +1,9 @@
 #include "memory_map.h"
 
 #include <algorithm>
+#include <stdexcept>
 
+#include "fp8_plan.h"
 #include "gemm.h"
 
 namespace millrace::cuda {
@@ -29,14 +31,40 @@ void findShapes(Program& program, const RunnerConfig& config, std::vector<Attent
   }
 }
 
+// One matrix of 4 bits as floats, for products of many rows; and what products of few rows need.
+template <class Take>
+void takeForInt4(const std::vector<WeightSpec>& weights, MemoryMap& map, Take&& take) {
+  size_t elements = 0;
+  int maxN = 0, reorderedK = 0;
+  for (const WeightSpec& spec : weights) {
+    if (spec.group == 0) continue;
+    elements = std::max(elements, spec.elements());
+    maxN = std::max(maxN, spec.n);
+    if (!spec.columns.empty()) reorderedK = std::max(reorderedK, spec.k);
+  }
+  map.int4Wide = take(elements * 2);
+  map.int4Scratch = take(elements > 0 ? int4ScratchBytes(reorderedK) : 0);
+  map.int4Counters = take(int4Counters(maxN) * 4);
+  map.int4End = map.workspace;
+}
+
+void checkInt4(const RunnerConfig& config) {
+  for (const WeightSpec& spec : config.weights) {
+    if (spec.group == 0 || config.elem != Elem::F32) continue;
+    throw std::invalid_argument(spec.name + ": weights of 4 bits need a 16-bit storage type");
+  }
+}
+
 }  // namespace
 
 Program decodeProgram(const RunnerConfig& config, std::vector<AttentionShape>& shapes) {
   Program program = config.program;
   checkProgram(program, config.limits, config.elem);
+  checkInt4(config);
   program.tokenOps = decodeInstructions(config.tokenCode, true, program, config.weights);
   program.rowOps = decodeInstructions(config.rowCode, false, program, config.weights);
   findShapes(program, config, shapes);
+  planFp8(program, config.weights, config.elem);
   return program;
 }
 
@@ -84,6 +112,13 @@ MemoryMap mapMemory(const RunnerConfig& config, const Program& program,
   map.resolved = take(size_t(limits.maxTokens) * 4);
   map.copies = take(size_t(kCopiesAtOnce) * 8);
   map.products = take(std::max(Gemm::kWorkspaceBytes, WeightStore::kScratchBytes));
+  takeForInt4(config.weights, map, take);
+  int fp8Width = 0;
+  for (const WeightSpec& spec : config.weights) {
+    if (spec.fp8) fp8Width = std::max(fp8Width, spec.k);
+  }
+  map.fp8Codes = take(size_t(limits.maxTokens) * fp8Width);
+  map.fp8Scales = take(fp8Width > 0 ? size_t(limits.maxTokens) * 4 : 0);
   for (const RopeTable& table : program.ropeTables) {
     map.ropeTables.push_back(take(size_t(limits.maxModelLen) * table.invFreq.size() * 8));
   }

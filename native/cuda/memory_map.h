@@ -28,7 +28,8 @@ struct MemoryMap {
   size_t weights = 0, workspace = 0, kvCache = 0;  // bytes
   // Byte offsets in the workspace.
   size_t activations, attentionScratch, moeScratch, samplingScratch, staging, ragged, saved,
-      outputs, resolved, copies, products;
+      outputs, resolved, copies, products, int4Wide, int4Scratch, int4Counters,
+      int4End, fp8Codes, fp8Scales;
   std::vector<size_t> ropeTables;
   int raggedEntries;
 };

@@ -155,6 +155,7 @@ void decodeMoe(Decoder& in, Instruction& op) {
   op.router = in.operand();
   op.out = in.operand();
   const WeightSpec &gateUp = in.spec(op.weight), &down = in.spec(op.down);
+  require(gateUp.group == 0 && down.group == 0, "experts are in 4 bits");
   require(gateUp.experts == op.router.width && down.experts == gateUp.experts,
           "the experts of a mixture differ in number");
   require(op.topK > 0 && op.topK <= gateUp.experts, "more experts a token than there are");
@@ -172,6 +173,7 @@ Instruction decode(Decoder& in, const Program& program) {
       op.out = in.operand();
       require(op.out.width == in.spec(op.weight).k && in.spec(op.weight).experts == 1,
               "an embedding has the wrong width");
+      require(in.spec(op.weight).group == 0, "an embedding is in 4 bits");
       require(in.spec(op.weight).n >= program.logits.width,
               "an embedding has fewer rows than the vocabulary");
       return op;

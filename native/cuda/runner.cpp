@@ -55,6 +55,7 @@ Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& pr
   clear(workspace_, map_.activations, program_.activationBytes);
   clear(workspace_, map_.attentionScratch, map_.moeScratch - map_.attentionScratch);
   clear(workspace_, map_.outputs, map_.products - map_.outputs);
+  clear(workspace_, map_.int4Counters, map_.int4End - map_.int4Counters);
   for (size_t i = 0; i < program_.ropeTables.size(); i++) {
     const RopeTable& table = program_.ropeTables[i];
     ropeTable(reinterpret_cast<float2*>(at(map_.ropeTables[i])), table.invFreq.data(),
@@ -89,6 +90,7 @@ void Runner::makeLayers() {
 void Runner::makeProducts(const std::function<void(double)>& progress) {
   struct Use {
     std::vector<ProductCall> calls;
+    Matrix fp8;  // what becomes x of fp8
     int maxRows = 0;
   };
   std::map<int, Use> uses;
@@ -103,13 +105,15 @@ void Runner::makeProducts(const std::function<void(double)>& progress) {
       const auto stride = [&](const Operand& operand) {
         return operand ? program_.buffers[operand.buffer].stride : 0;
       };
-      op.product = gemm_.add({weight.n, weight.k, elem_, floatOut && elem_ != Elem::F32,
-                              static_cast<bool>(op.residual), op.bias >= 0, stride(op.x),
+      op.product = gemm_.add({weight.n, weight.k, elem_, weight.fp8,
+                              floatOut && elem_ != Elem::F32, static_cast<bool>(op.residual),
+                              op.bias >= 0, weight.fp8 ? fp8Rows(weight.k).stride : stride(op.x),
                               stride(op.residual), stride(op.out),
-                              commonAlignment({bytes(op.x, false), bytes(op.residual, false),
-                                               bytes(op.out, floatOut)})});
+                              commonAlignment({weight.fp8 ? 0 : bytes(op.x, false),
+                                               bytes(op.residual, false), bytes(op.out, floatOut)})});
       Use& use = uses[op.product];
       use.calls.push_back(productCall(op));
+      if (weight.fp8) use.fp8 = matrix(op.x);
       const int rows = list == &program_.tokenOps ? limits_.maxTokens : limits_.rowTile;
       use.maxRows = std::max(use.maxRows, rows);
     }
@@ -119,8 +123,11 @@ void Runner::makeProducts(const std::function<void(double)>& progress) {
   // Zeros would take less power than numbers do, and so less time.
   fillDummy(elem_, at(map_.activations), 0, program_.activationBytes / bytesOf(elem_), 1, 0, 0.25f,
             stream_);
+  const size_t wide = (map_.int4Scratch - map_.int4Wide) / bytesOf(elem_);
+  if (wide > 0) fillDummy(elem_, at(map_.int4Wide), 0, wide, 2, 0, 0.25f, stream_);
   size_t done = 0;
   for (auto& [product, use] : uses) {
+    if (use.fp8.data) fp8Quantize(elem_, use.fp8, use.maxRows, fp8Rows(use.fp8.width), stream_);
     gemm_.tune(product, use.calls, use.maxRows, stream_);
     progress(kLoaded + (kTuned - kLoaded) * ++done / uses.size());
   }
@@ -191,14 +198,42 @@ Matrix Runner::matrix(const Operand& operand) const {
 
 ProductCall Runner::productCall(const Instruction& op) const {
   ProductCall call{};
-  call.weight = weights_.matrix(op.weight);
+  call.weight = weights_.isInt4(op.weight) ? at(map_.int4Wide) : weights_.matrix(op.weight);
   call.x = matrix(op.x).data;
+  if (weights_.isFp8(op.weight)) {
+    const Fp8Rows rows = fp8Rows(op.x.width);
+    call.x = rows.codes;
+    call.xScales = rows.scales;
+    call.weightScales = weights_.fp8Scales(op.weight);
+  }
   if (op.residual) call.residual = matrix(op.residual).data;
   if (op.bias >= 0) {
     call.bias = weights_.bias(op.bias);
     call.biasFloats = weights_.vector(op.bias);
   }
   call.out = matrix(op.out).data;
+  return call;
+}
+
+// There is one place for them: planFp8 sees to it that nothing comes between writing and reading.
+Fp8Rows Runner::fp8Rows(int width) const {
+  return {at(map_.fp8Codes), width, reinterpret_cast<float*>(at(map_.fp8Scales))};
+}
+
+Int4Linear Runner::int4Call(const Instruction& op) const {
+  Int4Linear call{};
+  call.weight = weights_.int4(op.weight);
+  call.x = matrix(op.x);
+  call.out = matrix(op.out);
+  call.floatOut = program_.buffers[op.out.buffer].floats;
+  if (op.residual) {
+    const Matrix residual = matrix(op.residual);
+    call.residual = residual.data;
+    call.residualStride = residual.stride;
+  }
+  if (op.bias >= 0) call.bias = weights_.vector(op.bias);
+  call.scratch = at(map_.int4Scratch);
+  call.counters = reinterpret_cast<int*>(at(map_.int4Counters));
   return call;
 }
 

@@ -83,6 +83,7 @@ class Runner {
   void runTokens(const Staging& staging, const StepSize& size);
   void runRows(const Staging& staging, int firstRow, int rows);
   void execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging);
+  void linear(const Instruction& op, int rows);
   void qkv(const Instruction& op, int rows, const StagingLayout& layout);
   void attend(const Instruction& op, int rows, const Staging& staging);
   void mixture(const Instruction& op, int rows);
@@ -100,6 +101,8 @@ class Runner {
   uint8_t* at(size_t offset) const { return workspace_.data() + offset; }
   Matrix matrix(const Operand& operand) const;
   ProductCall productCall(const Instruction& op) const;
+  Int4Linear int4Call(const Instruction& op) const;
+  Fp8Rows fp8Rows(int width) const;
   SamplingOutputs outputsOf(int row, int rows) const;
 
   int device_;

@@ -5,13 +5,21 @@
 #include <vector>
 
 #include "device.h"
+#include "fp8.h"
+#include "int4_gemm.h"
 #include "kernels.h"
 
 namespace millrace::cuda {
 
-// A tensor of the checkpoint: TensorRef of src/model/weights.ts, quantized ones already widened.
+// Codes of 4 bits, one a byte, as the checkpoint has them: QuantizedMatrix of src/model/weights.ts.
+struct CodesPart {
+  std::vector<int8_t> codes;
+  std::vector<float> scales, offsets;
+};
+
+// A tensor of the checkpoint: TensorRef of src/model/weights.ts.
 struct TensorPart {
-  enum class Kind { File, Dummy, Computed } kind;
+  enum class Kind { File, Dummy, Computed, Codes } kind;
   size_t elements;
   // A file's range...
   std::string path;
@@ -22,6 +30,8 @@ struct TensorPart {
   float mean, scale;
   // ...or floats, asked for once, on the thread that loads.
   std::function<std::vector<float>()> computed;
+  // ...or codes, likewise: of weights that are kept in 4 bits.
+  std::function<CodesPart()> codes;
 };
 
 // Vectors are float32 whatever the storage type. A bias is kept as float32 and, after that, in the
@@ -35,6 +45,11 @@ struct WeightSpec {
   WeightLayout layout;
   int n, k, experts;
   std::vector<TensorPart> parts;
+  // Columns of a matrix in 4 bits that share a scale; 0: floats. Parts that are floats are rounded.
+  int group;
+  bool offsets;              // of groups, besides scales
+  std::vector<int> columns;  // act-order: column c multiplies input column columns[c]; empty: c
+  bool fp8;                  // a matrix as rows of fp8.h, scales behind the codes
   size_t elements() const { return size_t(experts) * n * k; }
 };
 
@@ -54,6 +69,10 @@ class WeightStore {
   const WeightSpec& spec(int weight) const { return specs_[weight]; }
   const void* matrix(int weight) const { return data_[weight]; }
   const float* vector(int weight) const { return reinterpret_cast<const float*>(data_[weight]); }
+  bool isInt4(int weight) const { return specs_[weight].group > 0; }
+  Int4Weight int4(int weight) const;
+  bool isFp8(int weight) const { return specs_[weight].fp8; }
+  const float* fp8Scales(int weight) const;
   // A bias in the storage type.
   const void* bias(int weight) const { return data_[weight] + alignUp(size_t(specs_[weight].n) * 4); }
 

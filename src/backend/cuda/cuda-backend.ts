@@ -1,12 +1,13 @@
 /** The CUDA executor: lowers the program, hands it to the native code, submits and collects steps. */
 import { InvalidParameterError, MemoryPlanError, ModelError, NativeError } from '../../errors.js';
 import type { Program } from '../../model/program.js';
-import { BYTES, type DType, type WeightSource } from '../../model/weights.js';
+import { BYTES, type WeightSource } from '../../model/weights.js';
 import { allocateResult } from '../allocate-result.js';
 import type { Backend, ModelRunner, RunnerOptions, StepBatch, StepResult } from '../backend.js';
 import { checkBatch } from '../check-batch.js';
 import { checkKvCacheDtype, type KvDtype } from '../kv-dtype.js';
-import { describeWeight } from './describe-weights.js';
+import { refuseFp8 } from '../refuse-fp8.js';
+import { describeStorage, describeWeights } from './describe-weights.js';
 import { encode, OP_CODES, operand } from './encode.js';
 import { cublasLibraries } from './libraries.js';
 import { lower } from './lower.js';
@@ -15,6 +16,7 @@ import {
   devices,
   type NativeConfig,
   type NativeRunner,
+  type NativeWeight,
   native,
 } from './native.js';
 import { planMemory } from './plan-memory.js';
@@ -116,14 +118,15 @@ interface RunnerRequest {
 }
 
 function createRunner(request: RunnerRequest, onProgress?: (share: number) => void): CudaRunner {
-  const { program, weights, options } = request;
+  const { program, options } = request;
   checkKvCacheDtype('cuda', options.kvCacheDtype);
-  const handle = load(nativeConfig(request), request, onProgress);
+  const config = nativeConfig(request);
+  const handle = load(config, request, onProgress);
   const result = allocateResult(options.maxTokens, options.keepLogits ? program.vocabSize : 0);
   let previousRows = 0;
   const runner: CudaRunner = {
     memory: native().memory(handle),
-    description: describe(request.device, handle, weights.dtype),
+    description: describe(request.device, handle, config),
     overlaps: true,
     submit(batch) {
       checkBatch(program, options, batch, previousRows);
@@ -206,19 +209,32 @@ export function nativeConfig(request: RunnerRequest): NativeConfig {
       logits: { buffer, column, width },
       activationBytes: plan.bytes,
     },
-    weights: lowered.weights.map((weight) => describeWeight(weight, weights)),
+    weights: checkFp8(describeWeights(lowered, weights), device),
     ...{ enforceEager, profiling, overlap: overlapLaunches },
     libraries: cublasLibraries(Math.floor(device.runtime / 1000)),
   };
 }
 
-function describe(device: CudaDevice, handle: NativeRunner, dtype: DType): string {
+function describe(
+  device: CudaDevice,
+  handle: NativeRunner,
+  { weights, dtype, program }: NativeConfig,
+): string {
   const { graphs, library, overhead } = native().about(handle);
+  const kvDtype = program.kvLayers.some(({ fp8 }) => fp8) ? 'fp8' : dtype;
   return (
     `cuda (${device.name}, compute capability ${capability(device)}, ${device.sms} SMs, ${library}, ` +
-    `${graphs} ${graphs === 1 ? 'graph' : 'graphs'}, weights and KV cache in ${dtype}, ` +
+    `${graphs} ${graphs === 1 ? 'graph' : 'graphs'}, weights in ${describeStorage(weights, dtype)}, KV cache in ${kvDtype}, ` +
     `${mebibytes(overhead)} of ${mebibytes(RESERVE)} reserved for code and graphs taken)`
   );
+}
+
+function checkFp8(weights: NativeWeight[], device: CudaDevice): NativeWeight[] {
+  const fp8 = weights.find((weight) => weight.fp8);
+  if (fp8 && 10 * device.major + device.minor < 89) {
+    refuseFp8(fp8, `${device.name} has compute capability ${capability(device)}; 8.9 is needed`);
+  }
+  return weights;
 }
 
 function capability({ major, minor }: CudaDevice): string {

@@ -3,7 +3,7 @@ import { createRequire } from 'node:module';
 import { arch, platform } from 'node:process';
 import { fileURLToPath } from 'node:url';
 import { NativeError } from '../../errors.js';
-import type { DType } from '../../model/weights.js';
+import type { DType, QuantizedMatrix } from '../../model/weights.js';
 import type { StepBatch, StepResult } from '../backend.js';
 import type { WeightLayout } from './lower.js';
 import type { Buffer } from './plan-memory.js';
@@ -11,8 +11,10 @@ import type { Buffer } from './plan-memory.js';
 export type NativePart =
   | { kind: 'file'; elements: number; path: string; offset: number; dtype: DType }
   | { kind: 'dummy'; elements: number; seed: number; mean: number; scale: number }
-  /** `read` is called once, at load; what it returns is copied. */
-  | { kind: 'computed'; elements: number; read: () => Float32Array };
+  /** Both `read` are called once, at load; what they return is copied. */
+  | { kind: 'computed'; elements: number; read: () => Float32Array }
+  /** Of a weight in 4 bits, in its groups. */
+  | { kind: 'codes'; elements: number; read: () => QuantizedMatrix };
 
 export interface NativeWeight {
   name: string;
@@ -20,6 +22,10 @@ export interface NativeWeight {
   n: number;
   k: number;
   experts: number;
+  /** Kept in 4 bits; absent: floats. `columns` as in `QuantizedTensor`. */
+  int4?: { group: 32 | 64 | 128; offsets: boolean; columns?: Int32Array };
+  /** Kept as 8-bit floats with a scale a row. */
+  fp8: boolean;
   parts: NativePart[];
 }
 

@@ -10,6 +10,8 @@ import {
   native,
 } from '../../../src/backend/cuda/native.js';
 import { dummyWeights } from '../../../src/model/dummy.js';
+import { loadModel } from '../../../src/model/load-model.js';
+import { STORIES } from '../../helpers/goldens.js';
 import { asIntegers } from '../../helpers/quantized-weights.js';
 import { randomSource } from '../../helpers/random.js';
 import { randomProgram } from '../../helpers/random-program.js';
@@ -43,14 +45,43 @@ test('Without a GPU the error says what is missing', { skip }, (t) => {
   assert.throws(() => createCudaBackend(), { name: 'NativeError', message: /driver|GPU/ });
 });
 
-test('Weights that are to be integers are refused by name', () => {
-  const storage = { kind: 'integer', bits: 8, group: 0, symmetric: true } as const;
-  const weights = asIntegers(REQUEST.weights, storage);
-  assert.throws(() => nativeConfig({ ...REQUEST, weights }), {
-    name: 'InvalidParameterError',
-    message: /int8/,
-    param: 'quantization',
-  });
+test('Weights in 8 bits are refused by name, and so are 4 bits where there are no kernels for them', () => {
+  const cases = [
+    { bits: 8, group: 0, dtype: 'bfloat16', message: /int8: .*Take int4/ },
+    { bits: 4, group: 32, dtype: 'float32', message: /int4-g32: .*float16 or bfloat16/ },
+    { bits: 4, group: 0, dtype: 'bfloat16', message: /int4-row: .*groups of 32, 64 or 128/ },
+    { bits: 4, group: 128, dtype: 'bfloat16', message: /int4-g128: .*embeddings and experts/ },
+  ] as const;
+  for (const { bits, group, dtype, message } of cases) {
+    const storage = { kind: 'integer', bits, group, symmetric: true } as const;
+    const weights = asIntegers(dummyWeights(PROGRAM, dtype, 1), storage);
+    assert.throws(
+      () => nativeConfig({ ...REQUEST, weights }),
+      { name: 'InvalidParameterError', message, param: 'quantization' },
+      message.source,
+    );
+  }
+});
+
+test('With quantization int4 linears are in 4 bits; the head, embeddings and norms are not', () => {
+  const quantization = 'int4-g64-asym';
+  const { program, weights } = loadModel(STORIES, { dtype: 'bfloat16', quantization });
+  const request = { ...REQUEST, program, weights };
+  const described = nativeConfig(request).weights;
+  const logits = program.ops.find(({ out }) => out.value === program.logits.value);
+  const head = logits?.kind === 'linear' ? program.weights[logits.weight].name : '';
+  for (const { name, layout, int4 } of described) {
+    const linear = program.ops.some(
+      (op) => op.kind === 'linear' && program.weights[op.weight].name === name,
+    );
+    const kept = layout === 'matrix' && linear && name !== head;
+    assert.deepEqual(
+      int4 && { ...int4 },
+      kept ? { group: 64, offsets: true, columns: undefined } : undefined,
+      name,
+    );
+  }
+  assert.ok(described.some(({ int4 }) => int4));
 });
 
 const BREAKAGES: [string, RegExp, (config: NativeConfig) => void][] = [
