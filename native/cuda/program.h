@@ -47,6 +47,8 @@ struct Instruction {
   bool normalize = false;
   float eps = 0, scale = 0;
   int product = -1;  // Linear: id in Gemm, set by the runner
+  bool toFp8 = false;    // RmsNorm, SiluMul: `out` is the fp8 rows instead; see fp8_plan.h
+  bool fromFp8 = false;  // Linear: the fp8 rows are x already
   int shape = -1;    // Attention: index of its AttentionShape, set by the runner
 };
 
