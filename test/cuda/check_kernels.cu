@@ -1,9 +1,10 @@
-// Checks elementwise.cu, qkv.cu and moe.cu against float64 on the host. `--quick`: small cases only,
+// Checks elementwise.cu, fp8.cu, qkv.cu and moe.cu against float64 on the host. `--quick`: small cases only,
 // for compute-sanitizer; `--time`: a table of times; `--overlap`: programmatic dependent launch on.
 #include <algorithm>
 #include <memory>
 #include <numeric>
 
+#include "fp8_checks.h"
 #include "kernel_check.h"
 #include "launch.h"
 
@@ -395,10 +396,13 @@ void attempt(const char* name, const std::function<void()>& body) {
 
 void checkAll() {
   attempt("resolveTokens", [] { checkTokens(); });
+  attempt("fp8", [] { checkFp8Extremes(); });
   for (const Elem elem : kElems) {
     attempt("Loading", [&] { checkLoading(elem); });
     attempt("RowKernels", [&] { checkRowKernels(elem, 3, 64, 0, 0); });
     attempt("RowKernels", [&] { checkRowKernels(elem, 5, 100, 3, 1); });
+    attempt("Fp8", [&] { checkFp8(elem, 5, 48, 3, 1); });
+    attempt("Fp8", [&] { checkFp8(elem, 3, 4096, 0, 0); });
     attempt("Qkv", [&] { checkQkv(elem, 5, 4, 2, 16, true, true); });
     attempt("Qkv", [&] { checkQkv(elem, 5, 3, 1, 22, true, true); });
     attempt("QkvFp8", [&] { checkQkvFp8(elem, 22); });
@@ -418,6 +422,11 @@ void checkAll() {
     attempt("RowKernels", [&] { checkRowKernels(elem, 2, 40000, 0, 0); });
     attempt("RowKernels", [&] { checkRowKernels(elem, 11, 5003, 0, 1); });
     attempt("RowKernels", [&] { checkRowKernels(elem, 300, 14336, 0, 0); });
+    attempt("Fp8", [&] { checkFp8(elem, 1, 16, 0, 0); });
+    attempt("Fp8", [&] { checkFp8(elem, 600, 4096, 8, 0); });
+    attempt("Fp8", [&] { checkFp8(elem, 600, 14336, 0, 0); });
+    attempt("Fp8", [&] { checkFp8(elem, 64, 14336, 0, 0); });
+    attempt("Fp8", [&] { checkFp8(elem, 3, 32768, 0, 0); });
     for (const int headDim : {18, 32, 48, 64, 80, 96, 128, 130, 160, 192, 250, 256}) {
       attempt("Qkv", [&] { checkQkv(elem, 33, 6, 2, headDim, headDim % 64 == 0, true); });
     }
@@ -482,6 +491,16 @@ void timeLlama(int rows) {
   timed("addBias", row * 2 * width,
         [&](cudaStream_t s) { addBias(elem, ma, weight.as<float>(), rows, s); });
   timed("siluMul", row * 3 * inner, [&](cudaStream_t s) { siluMul(elem, mGates, rows, mHidden, s); });
+  const Device codes(size_t(rows) * inner), scales(size_t(rows) * 4);
+  const Fp8Rows narrow{codes.as(), width, scales.as<float>()};
+  const Fp8Rows wide{codes.as(), inner, scales.as<float>()};
+  timed("fp8Quantize", row * 1.5 * width,
+        [&](cudaStream_t s) { fp8Quantize(elem, ma, rows, narrow, s); });
+  timed("fp8RmsNorm", row * 1.5 * width, [&](cudaStream_t s) {
+    fp8RmsNorm(elem, ma, weight.as<float>(), 1e-5f, rows, narrow, s);
+  });
+  timed("fp8SiluMul", row * 2.5 * inner,
+        [&](cudaStream_t s) { fp8SiluMul(elem, mGates, inner, rows, wide, s); });
   timed("qkvStore", row * 2 * qkvWidth, [&](cudaStream_t s) {
     qkvStore(elem,
              {q, k, v, q, nullptr, nullptr, 1e-5f, table.as<float2>(), index.as<int>(),
