@@ -90,7 +90,7 @@ function refusal(
   { dtype }: WeightSource,
 ): string | undefined {
   if (bits === 8) {
-    return 'device cuda has no kernels for int8 weights. Take int4, leave quantization out, or use device cpu';
+    return 'device cuda has no kernels for int8 weights. Take fp8 or int4, leave quantization out, or use device cpu';
   }
   if (dtype === 'float32') {
     return 'on device cuda int4 weights are for dtype float16 or bfloat16';

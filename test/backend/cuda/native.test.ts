@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { createCpuBackend } from '../../../src/backend/cpu/cpu-backend.js';
 import { createCudaBackend, nativeConfig } from '../../../src/backend/cuda/cuda-backend.js';
 import {
   type CudaDevice,
@@ -9,8 +10,9 @@ import {
   type NativeConfig,
   native,
 } from '../../../src/backend/cuda/native.js';
+import { referenceBackend } from '../../../src/backend/reference/reference.js';
 import { dummyWeights } from '../../../src/model/dummy.js';
-import { loadModel } from '../../../src/model/load-model.js';
+import { type LoadedModel, loadModel } from '../../../src/model/load-model.js';
 import { STORIES } from '../../helpers/goldens.js';
 import { asIntegers } from '../../helpers/quantized-weights.js';
 import { randomSource } from '../../helpers/random.js';
@@ -47,7 +49,7 @@ test('Without a GPU the error says what is missing', { skip }, (t) => {
 
 test('Weights in 8 bits are refused by name, and so are 4 bits where there are no kernels for them', () => {
   const cases = [
-    { bits: 8, group: 0, dtype: 'bfloat16', message: /int8: .*Take int4/ },
+    { bits: 8, group: 0, dtype: 'bfloat16', message: /int8: .*Take fp8 or int4/ },
     { bits: 4, group: 32, dtype: 'float32', message: /int4-g32: .*float16 or bfloat16/ },
     { bits: 4, group: 0, dtype: 'bfloat16', message: /int4-row: .*groups of 32, 64 or 128/ },
     { bits: 4, group: 128, dtype: 'bfloat16', message: /int4-g128: .*embeddings and experts/ },
@@ -60,6 +62,53 @@ test('Weights in 8 bits are refused by name, and so are 4 bits where there are n
       { name: 'InvalidParameterError', message, param: 'quantization' },
       message.source,
     );
+  }
+});
+
+test('With quantization fp8 linears are in 8-bit floats; the head, embeddings and norms are not', () => {
+  const { program, weights } = loadModel(STORIES, { dtype: 'bfloat16', quantization: 'fp8' });
+  const described = nativeConfig({ ...REQUEST, program, weights }).weights;
+  const fp8 = described.filter((weight) => weight.fp8).map(({ name }) => name);
+  // Fused queries, keys and values; attention's output; fused gate and up; down.
+  assert.equal(fp8.length, 4 * 8, fp8.join());
+  const plain = loadModel(STORIES, { dtype: 'bfloat16' }).weights;
+  for (const weight of program.weights) {
+    if (fp8.includes(weight.name)) assert.equal(weights.storage(weight).kind, 'fp8');
+    else assert.deepEqual(weights.storage(weight), plain.storage(weight), weight.name);
+  }
+});
+
+test('fp8 is refused by name where there are no kernels or no GPU for it', () => {
+  const stories = (dtype: 'bfloat16' | 'float32', quantizationOverrides?: string) =>
+    loadModel(STORIES, { dtype, quantization: 'fp8', quantizationOverrides });
+  const refused = (model: LoadedModel, device: CudaDevice, message: RegExp) =>
+    assert.throws(
+      () => nativeConfig({ ...REQUEST, ...model, device }),
+      { name: 'InvalidParameterError', message, param: 'quantization' },
+      message.source,
+    );
+  const [fine, old] = [REQUEST.device, { ...REQUEST.device, major: 8, minor: 6 }];
+  refused(stories('bfloat16'), old, /proj.*fp8: a GPU has compute capability 8.6; 8.9 is needed/);
+  refused(stories('float32'), fine, /fp8: .*float16 or bfloat16/);
+  refused(stories('bfloat16', 'lm_head*=fp8'), fine, /fp8: embeddings and experts are floats/);
+  const mistral = join(root, 'test/goldens/mistral-tiny');
+  const uneven = loadModel(mistral, { dtype: 'bfloat16', quantization: 'fp8' });
+  refused(uneven, fine, /down_proj.*fp8: .*multiples of 16 .* not 200 and 96/);
+  const experts = loadModel(join(root, 'test/goldens/mixtral-tiny'), {
+    ...{ dtype: 'bfloat16', quantization: 'fp8' },
+  });
+  const kinds = nativeConfig({ ...REQUEST, ...experts }).weights.filter((each) => each.experts > 1);
+  assert.ok(kinds.length > 0 && kinds.every(({ fp8 }) => !fp8), 'experts stay floats');
+});
+
+test('The CPU and the reference refuse fp8 by name', () => {
+  const { program, weights } = loadModel(STORIES, { dtype: 'bfloat16', quantization: 'fp8' });
+  for (const backend of [createCpuBackend(), referenceBackend]) {
+    assert.throws(() => backend.createRunner(program, weights, REQUEST.options), {
+      name: 'InvalidParameterError',
+      message: /fp8: 8-bit floats are of device cuda/,
+      param: 'quantization',
+    });
   }
 });
 
