@@ -9,6 +9,7 @@ import { type Device, loadBackend } from '../../src/backend/load-backend.js';
 import { median } from '../../src/bench/statistics.js';
 import { startServerProcess } from '../../src/cli/server-process.js';
 import type { Engine } from '../../src/engine/api.js';
+import type { EngineOptions } from '../../src/engine/engine-options.js';
 import { startEngine } from '../../src/engine/start-engine.js';
 import { loadModel } from '../../src/model/load-model.js';
 import { bareDecoder } from './bare-steps.js';
@@ -20,9 +21,12 @@ const MEASURES: Record<string, (job: Job) => Promise<Measured>> = {
   '1b-offline': (job) => offline(job, same(256, 128, 128)),
   '8b-offline': (job) => offline(job, same(256, 128, 128)),
   '8b-long': (job) => offline(job, same(512, 1000, 1000)),
+  '8b-long-kv8': (job) => offline(job, same(512, 1000, 1000)),
   '0.6b-uniform': (job) => offline(job, uniform(256)),
+  '0.6b-uniform-kv8': (job) => offline(job, uniform(256)),
   '8b-decode': decodeStep,
   '8b-prefill': prefill,
+  '8b-fp8': quantized,
   host: hostWork,
   http,
 };
@@ -43,8 +47,10 @@ function modelPath({ modelDir, row }: Job): string {
 }
 
 function modelOf(job: Job, maxModelLen: number) {
+  const { kvCacheDtype } = job.row;
   return {
     model: modelPath(job),
+    kvCacheDtype,
     loadFormat: 'dummy',
     dtype: 'bfloat16',
     maxModelLen,
@@ -55,8 +61,10 @@ async function withEngine<T>(
   job: Job,
   maxModelLen: number,
   use: (engine: Engine) => Promise<T>,
+  options: Partial<EngineOptions> = {},
 ): Promise<T> {
-  const engine = await startEngine({ ...modelOf(job, maxModelLen), device: job.device as Device });
+  const device = job.device as Device;
+  const engine = await startEngine({ ...modelOf(job, maxModelLen), device, ...options });
   for (const line of engine.info.plan) console.error(`  ${line}`);
   try {
     return await use(engine);
@@ -81,6 +89,41 @@ async function offline(job: Job, lengths: readonly Lengths[]): Promise<Measured>
     const { preemptions } = engine.stats();
     return { values, note: `${steps} steps, ${preemptions} preemptions` };
   });
+}
+
+/** How much faster with weights in fp8: two engines on one GPU take turns. */
+async function quantized(job: Job): Promise<Measured> {
+  const lengths = same(128, 128, 128);
+  const { program } = loadModel(modelPath(job), modelOf(job, 256));
+  const keys = program.kvLayers.reduce((sum, layer) => sum + layer.kvHeads * layer.headDim, 0);
+  // Bytes of keys and values of all requests at once, and some to spare.
+  const kvCacheMemory = Math.ceil(1.25 * lengths.length * 256 * keys * 2 * 2);
+  const rates: { bf16: number[]; fp8: number[] } = { bf16: [], fp8: [] };
+  await withEngine(
+    job,
+    256,
+    (bf16) =>
+      withEngine(
+        job,
+        256,
+        async (fp8) => {
+          const engines = { bf16, fp8 };
+          for (let run = -1; run < job.runs; run++) {
+            for (const name of ['bf16', 'fp8'] as const) {
+              const { outputTokens, total } = await runRequests(engines[name], lengths);
+              if (run < 0) continue;
+              rates[name].push(outputTokens / total);
+              progress(job, run, `${name} ${Math.round(outputTokens / total)} tok/s`);
+            }
+          }
+        },
+        { kvCacheMemory, quantization: 'fp8' },
+      ),
+    { kvCacheMemory },
+  );
+  const [bf16, fp8] = [rates.bf16, rates.fp8].map((list) => Math.round(median(list)));
+  const values = rates.fp8.map((rate, run) => rate / rates.bf16[run]);
+  return { values, note: `${fp8} tok/s in fp8, ${bf16} in bf16` };
 }
 
 /** The floor: a quarter more than matrices and keys and values take at the machine's limits. */

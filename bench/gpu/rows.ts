@@ -3,13 +3,14 @@ export interface Row {
   name: string;
   shape: string;
   work: string;
-  unit: 'tok/s' | 'ms' | 'TFLOP/s' | 'us';
+  unit: 'tok/s' | 'ms' | 'TFLOP/s' | 'us' | 'x';
   /** Whether more of the unit is better. */
   more: boolean;
   /** In the unit; where it depends on the shape or on another row, the measurement tells it. */
   floor?: number;
   /** About how long it takes on the GPU the floors are of, start included; it is killed after twice that. */
   seconds: number;
+  kvCacheDtype?: 'fp8';
   /** Fewer than `--runs` where one run is long enough to be steady. */
   runs?: number;
 }
@@ -56,6 +57,24 @@ export const ROWS: readonly Row[] = [
     shape: 'qwen3-0.6b',
     work: '256 requests at once, 100-1,024 in and out',
     ...{ unit: 'tok/s', more: true, floor: 45_000, seconds: 30 },
+  },
+  {
+    name: '0.6b-uniform-kv8',
+    shape: 'qwen3-0.6b',
+    work: 'the same with keys and values in fp8',
+    ...{ unit: 'tok/s', more: true, floor: 45_000, seconds: 25, kvCacheDtype: 'fp8' },
+  },
+  {
+    name: '8b-long-kv8',
+    shape: 'llama-3.1-8b',
+    work: '512 requests at once, 1,000 in, 1,000 out, keys and values in fp8',
+    ...{ unit: 'tok/s', more: true, floor: 12_000, seconds: 70, runs: 1, kvCacheDtype: 'fp8' },
+  },
+  {
+    name: '8b-fp8',
+    shape: 'llama-3.1-8b',
+    work: 'weights in fp8 over bf16, 128 requests at once, 128 in, 128 out',
+    ...{ unit: 'x', more: true, floor: 1.35, seconds: 50 },
   },
   {
     name: '8b-long',
