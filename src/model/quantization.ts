@@ -44,7 +44,7 @@ export function parseScheme(scheme: string, param = 'quantization'): IntegerStor
 function parseStorage(scheme: string, param?: string): IntegerStorage | Fp8Storage {
   if (scheme === 'fp8') return FP8;
   if (SCHEME.test(scheme)) return parseScheme(scheme, param);
-  const known = 'fp8, or int8 or int4, then -g32, -g64 or -g128 and -asym if wanted';
+  const known = 'int8 or int4, then -g32, -g64 or -g128 and -asym if wanted; or fp8';
   throw InvalidParameterError.expected(known, param ?? 'quantization', scheme);
 }
 

@@ -90,7 +90,11 @@ test('fp8 is refused by name where there are no kernels or no GPU for it', () =>
   const [fine, old] = [REQUEST.device, { ...REQUEST.device, major: 8, minor: 6 }];
   refused(stories('bfloat16'), old, /proj.*fp8: a GPU has compute capability 8.6; 8.9 is needed/);
   refused(stories('float32'), fine, /fp8: .*float16 or bfloat16/);
-  refused(stories('bfloat16', 'lm_head*=fp8'), fine, /fp8: embeddings and experts are floats/);
+  refused(
+    stories('bfloat16', 'model.embed_tokens.weight=fp8'),
+    fine,
+    /fp8: embeddings and experts are floats/,
+  );
   const mistral = join(root, 'test/goldens/mistral-tiny');
   const uneven = loadModel(mistral, { dtype: 'bfloat16', quantization: 'fp8' });
   refused(uneven, fine, /down_proj.*fp8: .*multiples of 16 .* not 200 and 96/);
