@@ -371,11 +371,11 @@ bool launchProduct(const Args& p, cudaStream_t stream) {
 
 template <class T, int kGroups, bool kOffsets>
 void launchRows(const Args& p, cudaStream_t stream) {
-  if (p.rows <= 8) {
-    launchProduct<T, 1, 4, kGroups, kOffsets>(p, stream);
-  } else if (p.rows <= 16 || !launchProduct<T, 4, 3, kGroups, kOffsets>(p, stream)) {
-    launchProduct<T, 2, 4, kGroups, kOffsets>(p, stream);
-  }
+  const bool launched =
+      p.rows <= 8 ? launchProduct<T, 1, 4, kGroups, kOffsets>(p, stream)
+                  : (p.rows > 16 && launchProduct<T, 4, 3, kGroups, kOffsets>(p, stream)) ||
+                        launchProduct<T, 2, 4, kGroups, kOffsets>(p, stream);
+  if (!launched) throw CudaError("int4Product: too little shared memory on this GPU");
 }
 
 template <class T>
