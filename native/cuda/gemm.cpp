@@ -106,7 +106,7 @@ struct Gemm::Library {
 struct Gemm::Kind {
   // `scales` is any aligned pointer of the device: the library looks at it before a product is.
   Kind(const Library& library, const Product& product, const void* scales)
-      : lib(library), product(product) {
+      : lib(library), product(product), residualInside(product.residual) {
     const Elem outElem = product.floatOut ? Elem::F32 : product.elem;
     lib.require(lib.descCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
     // Column-major, as the library sees it: out^T [n, rows] = weight^T^T [n, k] . x^T [k, rows].
@@ -155,8 +155,8 @@ struct Gemm::Kind {
     set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales);
     set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales);
     if (*missing == 0 && !candidates(kTunedRows[4], kWorkspaceBytes, 1).empty()) return;
-    throw CudaError("this version of cuBLASLt has no products of fp8 with a scale for each row on this GPU" +
-                    std::string(missing) + ": leave quantization fp8 out, or take a newer one");
+    throw CudaError("this version of cuBLASLt has no products of fp8 with a scale for each row" +
+                    std::string(missing) + " and results of this type on this GPU: leave quantization fp8 out, or take a newer one");
   }
 
   void setRows(int count) {
@@ -184,7 +184,7 @@ struct Gemm::Kind {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
     std::vector<cublasLtMatmulHeuristicResult_t> results(most);
     int found = 0;
-    const cublasStatus_t status = lib.heuristic(lib.context, desc, weight, x, residual, out,
+    const cublasStatus_t status = lib.heuristic(lib.context, desc, weight, x, summand(), out,
                                                 preference, most, results.data(), &found);
     lib.preferenceDestroy(preference);
     std::vector<cublasLtMatmulAlgo_t> list;
@@ -204,13 +204,23 @@ struct Gemm::Kind {
     }
     const float one = 1, zero = 0;
     return lib.matmul(lib.context, desc, &one, call.weight, weight, call.x, x,
-                      product.residual ? &one : &zero, product.residual ? call.residual : call.out,
-                      residual, call.out, out, &algo, workspace, kWorkspaceBytes, stream);
+                      residualInside ? &one : &zero, residualInside ? call.residual : call.out,
+                      summand(), call.out, out, &algo, workspace, kWorkspaceBytes, stream);
   }
+
+  // The library tells only when it multiplies whether it adds to products of fp8.
+  void tryResidual(const ProductCall& call, int count, void* workspace, cudaStream_t stream) {
+    if (!product.fp8 || !residualInside) return;
+    const auto list = candidates(count, kWorkspaceBytes, 1);
+    residualInside = !list.empty() &&
+                     launch(call, list[0], workspace, stream) == CUBLAS_STATUS_SUCCESS;
+  }
+
+  cublasLtMatrixLayout_t summand() const { return residualInside ? residual : out; }
 
   bool runs(const cublasLtMatmulAlgo_t& algo) {
     cublasLtMatmulHeuristicResult_t result{};
-    return lib.algoCheck(lib.context, desc, weight, x, residual, out, &algo, &result) ==
+    return lib.algoCheck(lib.context, desc, weight, x, summand(), out, &algo, &result) ==
                CUBLAS_STATUS_SUCCESS &&
            result.workspaceSize <= kWorkspaceBytes;
   }
@@ -239,7 +249,7 @@ struct Gemm::Kind {
   cublasLtMatmulDesc_t desc = nullptr;
   cublasLtMatrixLayout_t weight = nullptr, x = nullptr, residual = nullptr, out = nullptr;
   int rows = 1;  // in the layouts
-  bool biasInside = false;
+  bool biasInside = false, residualInside;
   std::map<int, cublasLtMatmulAlgo_t> tuned, chosen;
 };
 
@@ -294,6 +304,7 @@ double timed(Launch&& launch, int launches, Event& start, Event& end, cudaStream
 void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cudaStream_t stream) {
   Kind& kind = *kinds_[id];
   Event start(true), end(true);
+  kind.tryResidual(calls[0], std::min(16, maxRows), workspace_, stream);
   for (int bucket : kTunedRows) {
     const int rows = std::min(bucket, maxRows);
     const bool large = rows >= kLargeRows;
@@ -333,9 +344,13 @@ void Gemm::run(int id, const ProductCall& call, int rows, cudaStream_t stream) {
   kind.setRows(rows);
   library_->require(kind.launch(call, algo, workspace_, stream), "cublasLtMatmul");
   const Product& product = kind.product;
-  if (!product.bias || kind.biasInside) return;
   const Elem elem = product.floatOut ? Elem::F32 : product.elem;
-  addBias(elem, {call.out, product.outStride, product.n}, call.biasFloats, rows, stream);
+  const Matrix out = {call.out, product.outStride, product.n};
+  if (product.bias && !kind.biasInside) addBias(elem, out, call.biasFloats, rows, stream);
+  if (product.residual && !kind.residualInside) {
+    const Matrix residual = {const_cast<void*>(call.residual), product.residualStride, product.n};
+    cuda::add(elem, out, residual, rows, out, stream);
+  }
 }
 
 }  // namespace millrace::cuda

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { loadModel } from '../../src/model/load-model.js';
+import { type TestContext, test } from 'node:test';
+import { type LoadedModel, loadModel } from '../../src/model/load-model.js';
 import {
   compareLogits,
   heldOutSequences,
@@ -21,13 +21,27 @@ const backend = await testBackend();
  */
 const BOUND = 0.3;
 
+/** cuBLASLt has products of fp8 with bfloat16 results; others not everywhere, and says so. */
+function available(t: TestContext, { program, weights }: LoadedModel): boolean {
+  const sizes = { blockSize: 16, numBlocks: 1, maxTokens: 16, maxSeqs: 1, maxModelLen: 16 };
+  try {
+    backend.createRunner(program, weights, sizes).close();
+    return true;
+  } catch (error) {
+    if (!/no products of fp8/.test((error as Error).message)) throw error;
+    t.skip((error as Error).message);
+    return false;
+  }
+}
+
 for (const name of ['llama-tiny', 'llama-bias', 'llama3-rope', 'qwen2-tiny', 'qwen3-tiny']) {
   for (const dtype of ['float16', 'bfloat16'] as const) {
     test(`With weights in fp8 the logits of ${name} in ${dtype} err no more than 3 bits do`, {
       skip,
-    }, () => {
+    }, (t) => {
       const golden = readGolden(name);
       const model = loadModel(golden.path, { dtype, quantization: 'fp8' });
+      if (dtype === 'float16' && !available(t, model)) return;
       for (const feeding of [
         { chunk: 1024, together: false },
         { chunk: 7, together: true },
@@ -42,10 +56,11 @@ for (const name of ['llama-tiny', 'llama-bias', 'llama3-rope', 'qwen2-tiny', 'qw
   }
 }
 
-test('The head in fp8 is one product more', { skip }, () => {
+test('The head in fp8 is one product more', { skip }, (t) => {
   const golden = readGolden('llama-bias');
   const quantizationOverrides = 'lm_head.weight=fp8';
   const model = loadModel(golden.path, { dtype: 'bfloat16', quantizationOverrides });
+  if (!available(t, model)) return;
   const feeding = { chunk: 7, together: true };
   const { relativeRms } = compareLogits(backend, golden, feeding, 'bfloat16', model);
   assert.ok(relativeRms < 0.08 && relativeRms > 0.02, `${relativeRms}`);
