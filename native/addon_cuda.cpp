@@ -239,6 +239,9 @@ napi_value aboutRunner(napi_env env, const Arguments& arguments) {
   about.set("graphs", runner.graphs());
   about.set("library", runner.library());
   about.set("overhead", static_cast<double>(runner.overheadBytes()));
+  about.set("tuning", runner.tuningSeconds());
+  about.set("products64", runner.productSeconds(64));
+  about.set("products256", runner.productSeconds(256));
   return about.raw();
 }
 

@@ -4,6 +4,8 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <cstring>
 #include <map>
 #include <stdexcept>
@@ -14,13 +16,19 @@ namespace {
 // Numbers of rows that are tuned; one between two takes the algorithm of the next.
 constexpr int kTunedRows[] = {1,   2,   4,   8,   16,  24,  32,   48,   64,   96,   128,
                               192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384};
-constexpr int kCandidates = 16;      // of few rows
-constexpr int kLargeCandidates = 6;  // from kLargeRows on, where each takes long
+// Candidates for each limit of the workspace, which decides how the sum over k may be split.
+constexpr int kCandidates = 64;
+constexpr size_t kWorkspaceLimits[] = {Gemm::kWorkspaceBytes, size_t(4) << 20, 0};
+// From kLargeRows on, where each takes long, and when tuning has taken this many seconds.
+constexpr int kFewCandidates = 6;
 constexpr int kLargeRows = 1024;
-// Candidates that split the sum over k or need no workspace may come late in the library's list.
-constexpr int kPlainCandidates = 4;
-constexpr double kTimedSeconds = 200e-6;  // of one candidate
+constexpr double kTuningBudget = 8;
+// The best of two launches each are timed again, in turns.
+constexpr size_t kFinalists = 4;
+constexpr int kFinalRounds = 3;
+constexpr double kTimedSeconds = 300e-6;
 constexpr int kMaxLaunches = 16;
+constexpr double kNever = 1e30;
 
 // Of CUDA 12.9's cublasLt.h, which the toolkit that compiles this may be older than.
 constexpr auto kScaleModeA = static_cast<cublasLtMatmulDescAttributes_t>(31);
@@ -195,6 +203,19 @@ struct Gemm::Kind {
     return list;
   }
 
+  std::vector<cublasLtMatmulAlgo_t> proposals(int count, int most) {
+    std::vector<cublasLtMatmulAlgo_t> list;
+    for (const size_t limit : kWorkspaceLimits) {
+      for (const auto& algo : candidates(count, limit, most)) {
+        const auto same = [&](const cublasLtMatmulAlgo_t& other) {
+          return std::memcmp(&other, &algo, sizeof(algo)) == 0;
+        };
+        if (std::none_of(list.begin(), list.end(), same)) list.push_back(algo);
+      }
+    }
+    return list;
+  }
+
   cublasStatus_t launch(const ProductCall& call, const cublasLtMatmulAlgo_t& algo, void* workspace,
                         cudaStream_t stream) {
     if (biasInside) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, call.bias);
@@ -251,6 +272,7 @@ struct Gemm::Kind {
   int rows = 1;  // in the layouts
   bool biasInside = false, residualInside;
   std::map<int, cublasLtMatmulAlgo_t> tuned, chosen;
+  std::map<int, double> seconds;  // of the tuned
 };
 
 Gemm::Gemm(const std::vector<std::string>& libraries, void* workspace)
@@ -277,7 +299,6 @@ namespace {
 // that of the calls. Infinity if it cannot be launched.
 template <class Launch>
 double timed(Launch&& launch, int launches, Event& start, Event& end, cudaStream_t stream) {
-  constexpr double kNever = 1e30;
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
@@ -302,40 +323,65 @@ double timed(Launch&& launch, int launches, Event& start, Event& end, cudaStream
 }  // namespace
 
 void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cudaStream_t stream) {
+  struct Candidate {
+    cublasLtMatmulAlgo_t algo;
+    double seconds;  // of two launches' mean, then of all launches' median
+  };
+  const auto began = std::chrono::steady_clock::now();
+  const auto spent = [&] {
+    const std::chrono::duration<double> now = std::chrono::steady_clock::now() - began;
+    return tuningSeconds_ + now.count();
+  };
   Kind& kind = *kinds_[id];
   Event start(true), end(true);
   kind.tryResidual(calls[0], std::min(16, maxRows), workspace_, stream);
+  size_t next = 0;
+  const auto time = [&](const cublasLtMatmulAlgo_t& algo, int launches) {
+    const auto launch = [&](int) {
+      return kind.launch(calls[next++ % calls.size()], algo, workspace_, stream) ==
+             CUBLAS_STATUS_SUCCESS;
+    };
+    return timed(launch, launches, start, end, stream);
+  };
   for (int bucket : kTunedRows) {
     const int rows = std::min(bucket, maxRows);
-    const bool large = rows >= kLargeRows;
-    auto list = kind.candidates(rows, kWorkspaceBytes, large ? kLargeCandidates : kCandidates);
-    for (const auto& plain : kind.candidates(rows, 0, kPlainCandidates)) {
-      const auto same = [&](const cublasLtMatmulAlgo_t& other) {
-        return std::memcmp(&other, &plain, sizeof(plain)) == 0;
-      };
-      if (std::none_of(list.begin(), list.end(), same)) list.push_back(plain);
+    const bool few = rows >= kLargeRows || spent() > kTuningBudget;
+    std::vector<Candidate> list;
+    for (const auto& algo : kind.proposals(rows, few ? kFewCandidates : kCandidates)) {
+      // Outside of a graph first: that loads its code.
+      if (kind.launch(calls[0], algo, workspace_, stream) != CUBLAS_STATUS_SUCCESS) continue;
+      list.push_back({algo, time(algo, 2)});
     }
-    size_t next = 0;
-    double best = 1e30;
-    for (const auto& algo : list) {
-      const auto launch = [&](int) {
-        return kind.launch(calls[next++ % calls.size()], algo, workspace_, stream) ==
-               CUBLAS_STATUS_SUCCESS;
-      };
-      if (!launch(0)) continue;  // also loads its code
-      const double once = timed(launch, 2, start, end, stream);
-      if (once > 2 * best) continue;
-      const int launches = static_cast<int>(
-          std::min<double>(kMaxLaunches, std::max(2.0, kTimedSeconds / std::max(once, 1e-9))));
-      const double seconds = timed(launch, launches, start, end, stream);
-      if (seconds < best) {
-        best = seconds;
-        kind.tuned[rows] = algo;
+    const auto faster = [](const Candidate& a, const Candidate& b) { return a.seconds < b.seconds; };
+    std::stable_sort(list.begin(), list.end(), faster);
+    if (list.size() > kFinalists) list.resize(kFinalists);
+    std::vector<std::array<double, kFinalRounds>> rounds(list.size());
+    for (int round = 0; round < kFinalRounds; round++) {
+      for (size_t i = 0; i < list.size(); i++) {
+        const double wanted = kTimedSeconds / std::max(list[i].seconds, 1e-9);
+        rounds[i][round] =
+            time(list[i].algo, static_cast<int>(std::clamp(wanted, 2.0, double(kMaxLaunches))));
       }
+    }
+    for (size_t i = 0; i < list.size(); i++) {
+      std::sort(rounds[i].begin(), rounds[i].end());
+      list[i].seconds = rounds[i][kFinalRounds / 2];
+    }
+    const auto best = std::min_element(list.begin(), list.end(), faster);
+    if (best != list.end() && best->seconds < kNever) {
+      kind.tuned[rows] = best->algo;
+      kind.seconds[rows] = best->seconds;
     }
     if (rows == maxRows) break;
   }
   check(cudaStreamSynchronize(stream), "choosing algorithms for products");
+  tuningSeconds_ = spent();
+}
+
+double Gemm::seconds(int id, int rows) const {
+  const auto& known = kinds_[id]->seconds;
+  const auto found = known.lower_bound(rows);
+  return found == known.end() ? 0 : found->second;
 }
 
 void Gemm::run(int id, const ProductCall& call, int rows, cudaStream_t stream) {

@@ -53,6 +53,9 @@ class Gemm {
   // Chooses an algorithm for each number of rows up to `maxRows`. `calls` are what the product is
   // used for.
   void tune(int id, const std::vector<ProductCall>& calls, int maxRows, cudaStream_t stream);
+  // Of one launch with this many rows, as tuned; 0 if it was not. And of all tuning.
+  double seconds(int id, int rows) const;
+  double tuningSeconds() const { return tuningSeconds_; }
   // Rows of the same number always take the same algorithm.
   void run(int id, const ProductCall& call, int rows, cudaStream_t stream);
   // Of the library, such as "cuBLASLt 13.1.0".
@@ -65,6 +68,7 @@ class Gemm {
   std::vector<std::unique_ptr<Kind>> kinds_;
   void* workspace_;
   std::string description_;
+  double tuningSeconds_ = 0;
 };
 
 }  // namespace millrace::cuda

@@ -133,6 +133,19 @@ void Runner::makeProducts(const std::function<void(double)>& progress) {
   }
 }
 
+double Runner::productSeconds(int rows) const {
+  double sum = 0;
+  for (const List* list : {&program_.tokenOps, &program_.rowOps}) {
+    for (const Instruction& op : *list) {
+      if (op.kind != OpKind::Linear) continue;
+      const double each = gemm_.seconds(op.product, rows);
+      if (each == 0) return 0;
+      sum += each;
+    }
+  }
+  return sum;
+}
+
 // One prompt through everything that a step may launch: the driver loads code when it is first
 // used, which takes time and memory that no later step may need.
 void Runner::warmUp() {

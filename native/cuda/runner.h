@@ -53,6 +53,10 @@ class Runner {
   int graphs() const { return static_cast<int>(graphs_.size()); }
   // What libraries and graphs took of the GPU's memory besides what was asked for.
   size_t overheadBytes() const { return overhead_; }
+  // What all products of a step of so many rows take, 0 if some are not tuned for that many; and
+  // what tuning took.
+  double productSeconds(int rows) const;
+  double tuningSeconds() const { return gemm_.tuningSeconds(); }
   const std::string& library() const { return gemm_.description(); }
 
  private:

@@ -220,11 +220,15 @@ function describe(
   handle: NativeRunner,
   { weights, dtype, program }: NativeConfig,
 ): string {
-  const { graphs, library, overhead } = native().about(handle);
+  const { graphs, library, overhead, tuning, products64, products256 } = native().about(handle);
+  const times = Object.entries({ 64: products64, 256: products256 })
+    .filter(([, seconds]) => seconds > 0)
+    .map(([rows, seconds]) => `, ${(1e3 * seconds).toFixed(2)} ms with ${rows} rows`);
+  const tuned = tuning > 0 ? `products tuned in ${tuning.toFixed(1)} s${times.join('')}, ` : '';
   const kvDtype = program.kvLayers.some(({ fp8 }) => fp8) ? 'fp8' : dtype;
   return (
     `cuda (${device.name}, compute capability ${capability(device)}, ${device.sms} SMs, ${library}, ` +
-    `${graphs} ${graphs === 1 ? 'graph' : 'graphs'}, weights in ${describeStorage(weights, dtype)}, KV cache in ${kvDtype}, ` +
+    `${graphs} ${graphs === 1 ? 'graph' : 'graphs'}, weights in ${describeStorage(weights, dtype)}, KV cache in ${kvDtype}, ${tuned}` +
     `${mebibytes(overhead)} of ${mebibytes(RESERVE)} reserved for code and graphs taken)`
   );
 }

@@ -94,7 +94,15 @@ export interface Native {
   collect(runner: NativeRunner, result: StepResult): void;
   memory(runner: NativeRunner): NativeMemory;
   /** `overhead`: bytes of the GPU that libraries and graphs took besides. */
-  about(runner: NativeRunner): { graphs: number; library: string; overhead: number };
+  about(runner: NativeRunner): {
+    graphs: number;
+    library: string;
+    overhead: number;
+    /** Seconds it took to choose algorithms, and of all products in steps of 64 and 256 rows. */
+    tuning: number;
+    products64: number;
+    products256: number;
+  };
   /** Fills `out` with seconds and calls of each operation code, then of sampling, inputs and results. */
   profile(runner: NativeRunner, out: Float64Array): void;
   close(runner: NativeRunner): void;
