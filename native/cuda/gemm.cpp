@@ -20,9 +20,11 @@ constexpr int kTunedRows[] = {1,   2,   4,   8,   16,  24,  32,   48,   64,   96
 constexpr int kCandidates = 64;
 constexpr size_t kWorkspaceLimits[] = {Gemm::kWorkspaceBytes, size_t(4) << 20, 0};
 // From kLargeRows on, where each takes long, and when tuning has taken this many seconds.
-constexpr int kFewCandidates = 6;
+constexpr int kFewCandidates = 12;
 constexpr int kLargeRows = 1024;
 constexpr double kTuningBudget = 8;
+// A product with a smaller matrix takes as long as its launch, whichever algorithm it has.
+constexpr size_t kTunedElements = size_t(1) << 18;
 // The best of two launches each are timed again, in turns.
 constexpr size_t kFinalists = 4;
 constexpr int kFinalRounds = 3;
@@ -335,6 +337,7 @@ void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cuda
   Kind& kind = *kinds_[id];
   Event start(true), end(true);
   kind.tryResidual(calls[0], std::min(16, maxRows), workspace_, stream);
+  if (size_t(kind.product.n) * kind.product.k < kTunedElements) return;
   size_t next = 0;
   const auto time = [&](const cublasLtMatmulAlgo_t& algo, int launches) {
     const auto launch = [&](int) {
