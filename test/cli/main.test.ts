@@ -88,6 +88,8 @@ test('--version and --help answer with exit code 0', async () => {
 });
 
 test('a wrong command line ends with exit code 2 and a message without a stack', async () => {
+  // All at once: none may want a port that another has.
+  const SERVE = ['serve', MODEL, '--port', '0'];
   const cases: [string[], RegExp][] = [
     [[], /Usage: millrace COMMAND/],
     [['serv'], /did you mean serve\?/],
@@ -95,14 +97,11 @@ test('a wrong command line ends with exit code 2 and a message without a stack',
     [['serve', 'a', 'b'], /Usage: millrace serve PATH/],
     [['serve', MODEL, '--prot', '1'], /did you mean --port\?/],
     [['serve', MODEL, '--port', '99999'], /between 0 and 65535 for --port/],
-    [['serve', MODEL, '--block-size', '17'], /multiple of 16 .*for --block-size/],
-    [['serve', MODEL, '--max-model-len', '9999'], /--max-model-len/],
-    [['serve', MODEL, '--chat-template', 'no-such-file'], /--chat-template: ENOENT/],
-    [['serve', MODEL, '--gpu-memory-utilization', '0.5'], /--gpu-memory-utilization is .* cuda/],
-    [
-      ['serve', MODEL, '--device', 'cuda', '--threads', '2'],
-      /--threads is an option of device cpu/,
-    ],
+    [[...SERVE, '--block-size', '17'], /multiple of 16 .*for --block-size/],
+    [[...SERVE, '--max-model-len', '9999'], /--max-model-len/],
+    [[...SERVE, '--chat-template', 'no-such-file'], /--chat-template: ENOENT/],
+    [[...SERVE, '--gpu-memory-utilization', '0.5'], /--gpu-memory-utilization is .* cuda/],
+    [[...SERVE, '--device', 'cuda', '--threads', '2'], /--threads is an option of device cpu/],
   ];
   const results = await Promise.all(cases.map(([args]) => run(...args)));
   for (const [i, { code, err, out }] of results.entries()) {
