@@ -1,6 +1,7 @@
 // Operations on rows that move or map numbers: bound by memory in prefill, by latency in decode.
 #include <algorithm>
 
+#include "block_reduce.cuh"
 #include "elements.h"
 #include "launch.h"
 
@@ -149,21 +150,6 @@ __global__ void resolveTokensKernel(const int* tokens, const int* previous, int*
 
 // ---------------------------------------------------------------- RMS norm
 
-// Sum over the block, the same in every thread. One use a kernel: `partial` is not reused.
-__device__ __forceinline__ float blockSum(float value) {
-  __shared__ float partial[32];
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  if (warps == 1) return value;
-  if (lane == 0) partial[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = lane < warps ? partial[lane] : 0.0f;
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-  return sum;
-}
-
 template <class T>
 struct Norm {
   const T* x;
@@ -227,7 +213,7 @@ __global__ void __launch_bounds__(1024) normHeld(Norm<T> p) {
 #pragma unroll
     for (int i = 0; i < N; i++) squares += values[i] * values[i];
   }
-  const float scale = 1.0f / sqrtf(blockSum(squares) / p.group + p.eps);
+  const float scale = 1.0f / sqrtf(blockReduce<Sum>(squares) / p.group + p.eps);
   T* out = p.out + row * p.outStride + column;
 #pragma unroll
   for (int u = 0; u < kPacks; u++) {
@@ -261,7 +247,7 @@ __global__ void __launch_bounds__(256) normTwice(Norm<T> p) {
 #pragma unroll
     for (int i = 0; i < N; i++) squares += values[i] * values[i];
   }
-  const float scale = 1.0f / sqrtf(blockSum(squares) / p.group + p.eps);
+  const float scale = 1.0f / sqrtf(blockReduce<Sum>(squares) / p.group + p.eps);
   const T* from = residual ? residual : x;
   T* out = p.out + row * p.outStride + column;
   for (int at = threadIdx.x; at < packs; at += blockDim.x) {

@@ -3,6 +3,7 @@
 #pragma once
 #include "elements.h"
 #include "launch.h"
+#include "tensor_core.cuh"
 
 namespace millrace::cuda {
 
@@ -38,38 +39,6 @@ struct GemmTile {
 
 __device__ __forceinline__ unsigned sharedAddress(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
-
-// 16 bytes to shared memory; zeros if not `valid` (`from` is then not read).
-__device__ __forceinline__ void copyAsync(unsigned to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
-}
-
-__device__ __forceinline__ void loadMatrices(unsigned (&r)[4], unsigned address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-
-template <class T>
-__device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0,
-                                         unsigned b1) {
-  if constexpr (std::is_same_v<T, __half>) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
 }
 
 // out = a * b^T, or with kGateUp silu(a * gate^T) * (a * up^T), for the rows of tile blockIdx.x and
@@ -123,14 +92,14 @@ __global__ void __launch_bounds__(Tile::kThreads) groupedGemm(GroupedGemm p) {
     for (int j = 0; j < kACopies; j++) {
       const int row = copyRow + j * kRowsAtOnce;
       const bool valid = inside && aValid[j];
-      copyAsync(stage + (row * kChunks + (chunk ^ row % 8)) * 16,
+      copyAsync16Or0(stage + (row * kChunks + (chunk ^ row % 8)) * 16,
                 valid ? aRows[j] + step * K : static_cast<const T*>(p.a), valid);
     }
 #pragma unroll
     for (int j = 0; j < kBCopies; j++) {
       const int row = copyRow + j * kRowsAtOnce;
       const bool valid = inside && bRows[j] >= 0;
-      copyAsync(stage + ((M + row) * kChunks + (chunk ^ row % 8)) * 16,
+      copyAsync16Or0(stage + ((M + row) * kChunks + (chunk ^ row % 8)) * 16,
                 valid ? matrix + int64_t(bRows[j]) * p.k + step * K : static_cast<const T*>(p.b),
                 valid);
     }
@@ -147,13 +116,13 @@ __global__ void __launch_bounds__(Tile::kThreads) groupedGemm(GroupedGemm p) {
 #pragma unroll
   for (int s = 0; s < kStages - 1; s++) {
     if (s < steps) copyStage(s);
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    copyAsyncCommit();
   }
   for (int step = 0; step < steps; step++) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
+    copyAsyncWait<kStages - 2>();
     __syncthreads();  // this step has arrived, and the stage filled next has been read by all
     if (step + kStages - 1 < steps) copyStage(step + kStages - 1);
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    copyAsyncCommit();
     const unsigned stage = base + (step % kStages) * Tile::kStageElements * 2;
 #pragma unroll
     for (int part = 0; part < K / 16 / Tile::kWk; part++) {
@@ -162,25 +131,25 @@ __global__ void __launch_bounds__(Tile::kThreads) groupedGemm(GroupedGemm p) {
 #pragma unroll
       for (int m = 0; m < kRowTiles; m++) {
         const int row = aRow + m * 16;
-        loadMatrices(a[m], stage + (row * kChunks + ((2 * slice + lane / 16) ^ row % 8)) * 16);
+        ldmatrix4(a[m], stage + (row * kChunks + ((2 * slice + lane / 16) ^ row % 8)) * 16);
       }
 #pragma unroll
       for (int n = 0; n < kColumnTiles; n += 2) {
         const int row = bRow + n * 8;
         unsigned b[4];
-        loadMatrices(
+        ldmatrix4(
             b, stage + ((M + row) * kChunks + ((2 * slice + lane / 8 % 2) ^ row % 8)) * 16);
 #pragma unroll
         for (int m = 0; m < kRowTiles; m++) {
-          multiply<T>(sums[m][n], a[m], b[0], b[1]);
-          multiply<T>(sums[m][n + 1], a[m], b[2], b[3]);
+          Half2<T>::mma(sums[m][n], a[m], b[0], b[1]);
+          Half2<T>::mma(sums[m][n + 1], a[m], b[2], b[3]);
         }
       }
     }
   }
 
   if constexpr (Tile::kWk > 1) {
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    copyAsyncWait<0>();
     __syncthreads();
     // [share of K][warp][m][n][lane]: neighbors in a warp are neighbors in memory.
     float4* partial = reinterpret_cast<float4*>(shared);

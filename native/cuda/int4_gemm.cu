@@ -8,6 +8,7 @@
 #include "elements.h"
 #include "int4_gemm.h"
 #include "launch.h"
+#include "tensor_core.cuh"
 
 namespace millrace::cuda {
 namespace {
@@ -55,8 +56,7 @@ struct Plan {
 template <int kBytes>
 __device__ __forceinline__ void copyOnce(unsigned to, const void* from) {
   if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from)
-                 : "memory");
+    copyAsync16(to, from);
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
   }
@@ -65,24 +65,6 @@ __device__ __forceinline__ void copyOrZero(unsigned to, const void* from, bool v
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                "r"(valid ? 16 : 0)
                : "memory");
-}
-
-template <class T>
-__device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0,
-                                         unsigned b1) {
-  if constexpr (std::is_same_v<T, __half>) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
 }
 
 // Pairs of code - 8 from the nibbles i and i + 4 of a word: the code in the last bits of 128
@@ -229,7 +211,7 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
 #pragma unroll
   for (int s = 0; s < kStages - 1; s++) {
     if (mine + s * kWarps < end) copyX(mine + s * kWarps, s);
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    copyAsyncCommit();
   }
 
   int step = mine, stage = 0;
@@ -237,7 +219,7 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
     const int tileEnd = min(end, (tile + 1) * p.steps);
     float sum[kMTiles][kNTiles][4] = {};
     for (; step < tileEnd; step += kWarps) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
+      copyAsyncWait<kStages - 2>();
       __syncwarp();  // the scales have arrived, and the stage filled next has been read
       const int ahead = step + (kStages - 1) * kWarps;
       if (ahead < end) {
@@ -245,7 +227,7 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
         copyCodes(ahead, to);
         copyX(ahead, to);
       }
-      asm volatile("cp.async.commit_group;" ::: "memory");
+      copyAsyncCommit();
 
       const unsigned char* at = ring + stage * P::kStageBytes;
       stage = stage + 1 == kStages ? 0 : stage + 1;
@@ -268,8 +250,8 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
 #pragma unroll
           for (int half = 0; half < 2; half++) {
             float(&to)[4] = ones[half * kGroups / 2][j];
-            multiply<T>(to, a, x[j][half].x, x[j][half].y);
-            multiply<T>(to, a, x[j][half].z, x[j][half].w);
+            Half2<T>::mma(to, a, x[j][half].x, x[j][half].y);
+            Half2<T>::mma(to, a, x[j][half].z, x[j][half].w);
           }
         }
       }
@@ -291,10 +273,10 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
           unsigned a[4];
           codesOf<T>(half == 0 ? words.x : words.z, a);
 #pragma unroll
-          for (int j = 0; j < kNTiles; j++) multiply<T>(part[j], a, x[j][half].x, x[j][half].y);
+          for (int j = 0; j < kNTiles; j++) Half2<T>::mma(part[j], a, x[j][half].x, x[j][half].y);
           codesOf<T>(half == 0 ? words.y : words.w, a);
 #pragma unroll
-          for (int j = 0; j < kNTiles; j++) multiply<T>(part[j], a, x[j][half].z, x[j][half].w);
+          for (int j = 0; j < kNTiles; j++) Half2<T>::mma(part[j], a, x[j][half].z, x[j][half].w);
           if (half == 0 && kGroups == 1) continue;
 #pragma unroll
           for (int upper = 0; upper < 2; upper++) {
@@ -330,7 +312,7 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
     finishTile<T, P>(p, sums, tile, block, blocks);
     __syncthreads();  // sums have been read
   }
-  asm volatile("cp.async.wait_group 0;" ::: "memory");
+  copyAsyncWait<0>();
 }
 
 // Blocks of a variant that run at the same time; 0 if its shared memory does not fit.
