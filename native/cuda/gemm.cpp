@@ -8,7 +8,11 @@
 #include <chrono>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <stdexcept>
+
+#include "hopper_gemm.h"
+#include "launch.h"
 
 namespace millrace::cuda {
 namespace {
@@ -112,6 +116,12 @@ struct Gemm::Library {
   }
 };
 
+// Ours if it has tiles, else the library's.
+struct Gemm::Algorithm {
+  std::optional<HopperTiles> tiles;
+  cublasLtMatmulAlgo_t library;
+};
+
 // A kind of product with the library's descriptions of it.
 struct Gemm::Kind {
   // `scales` is any aligned pointer of the device: the library looks at it before a product is.
@@ -205,17 +215,38 @@ struct Gemm::Kind {
     return list;
   }
 
-  std::vector<cublasLtMatmulAlgo_t> proposals(int count, int most) {
-    std::vector<cublasLtMatmulAlgo_t> list;
+  std::vector<Algorithm> proposals(int count, int most, bool hopper) {
+    std::vector<Algorithm> list;
     for (const size_t limit : kWorkspaceLimits) {
       for (const auto& algo : candidates(count, limit, most)) {
-        const auto same = [&](const cublasLtMatmulAlgo_t& other) {
-          return std::memcmp(&other, &algo, sizeof(algo)) == 0;
+        const auto same = [&](const Algorithm& other) {
+          return std::memcmp(&other.library, &algo, sizeof(algo)) == 0;
         };
-        if (std::none_of(list.begin(), list.end(), same)) list.push_back(algo);
+        if (std::none_of(list.begin(), list.end(), same)) list.push_back({std::nullopt, algo});
       }
     }
+    if (!hopper) return list;
+    for (const HopperTiles& tiles : hopperTiles(product, count)) list.push_back({tiles, {}});
     return list;
+  }
+
+  // All of the product with this many rows; false if the library refuses the algorithm.
+  bool run(const ProductCall& call, const Algorithm& algorithm, int count, void* workspace,
+           cudaStream_t stream) {
+    if (algorithm.tiles) {
+      hopperGemm(product, call, *algorithm.tiles, count, stream);
+      return true;
+    }
+    setRows(count);
+    if (launch(call, algorithm.library, workspace, stream) != CUBLAS_STATUS_SUCCESS) return false;
+    const Elem elem = product.floatOut ? Elem::F32 : product.elem;
+    const Matrix result = {call.out, product.outStride, product.n};
+    if (product.bias && !biasInside) addBias(elem, result, call.biasFloats, count, stream);
+    if (product.residual && !residualInside) {
+      const Matrix other = {const_cast<void*>(call.residual), product.residualStride, product.n};
+      cuda::add(elem, result, other, count, result, stream);
+    }
+    return true;
   }
 
   cublasStatus_t launch(const ProductCall& call, const cublasLtMatmulAlgo_t& algo, void* workspace,
@@ -241,15 +272,17 @@ struct Gemm::Kind {
 
   cublasLtMatrixLayout_t summand() const { return residualInside ? residual : out; }
 
-  bool runs(const cublasLtMatmulAlgo_t& algo) {
+  // Whether it does for the number of rows in the layouts.
+  bool runs(const Algorithm& algorithm) {
+    if (algorithm.tiles) return rows <= kHopperMaxRows;
     cublasLtMatmulHeuristicResult_t result{};
-    return lib.algoCheck(lib.context, desc, weight, x, summand(), out, &algo, &result) ==
+    return lib.algoCheck(lib.context, desc, weight, x, summand(), out, &algorithm.library, &result) ==
                CUBLAS_STATUS_SUCCESS &&
            result.workspaceSize <= kWorkspaceBytes;
   }
 
   // The algorithm for this number of rows, decided when it first comes.
-  const cublasLtMatmulAlgo_t& choose(int count) {
+  const Algorithm& choose(int count) {
     const auto known = chosen.find(count);
     if (known != chosen.end()) return known->second;
     setRows(count);
@@ -264,7 +297,7 @@ struct Gemm::Kind {
       throw CudaError("cuBLASLt has no algorithm for a product of " + std::to_string(count) + " x " +
                       std::to_string(product.k) + " x " + std::to_string(product.n));
     }
-    return chosen[count] = list[0];
+    return chosen[count] = {std::nullopt, list[0]};
   }
 
   const Library& lib;
@@ -273,12 +306,14 @@ struct Gemm::Kind {
   cublasLtMatrixLayout_t weight = nullptr, x = nullptr, residual = nullptr, out = nullptr;
   int rows = 1;  // in the layouts
   bool biasInside = false, residualInside;
-  std::map<int, cublasLtMatmulAlgo_t> tuned, chosen;
+  std::map<int, Algorithm> tuned, chosen;
   std::map<int, double> seconds;  // of the tuned
 };
 
-Gemm::Gemm(const std::vector<std::string>& libraries, void* workspace)
-    : library_(std::make_unique<Library>(libraries)), workspace_(workspace) {
+Gemm::Gemm(const std::vector<std::string>& libraries, void* workspace, bool own)
+    : library_(std::make_unique<Library>(libraries)),
+      workspace_(workspace),
+      hopper_(own && hopperAvailable()) {
   // 12.4.5 is 120405.
   const size_t version = library_->getVersion();
   description_ = "cuBLASLt " + std::to_string(version / 10000) + "." +
@@ -326,7 +361,7 @@ double timed(Launch&& launch, int launches, Event& start, Event& end, cudaStream
 
 void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cudaStream_t stream) {
   struct Candidate {
-    cublasLtMatmulAlgo_t algo;
+    Algorithm algorithm;
     double seconds;  // of two launches' mean, then of all launches' median
   };
   const auto began = std::chrono::steady_clock::now();
@@ -339,10 +374,19 @@ void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cuda
   kind.tryResidual(calls[0], std::min(16, maxRows), workspace_, stream);
   if (size_t(kind.product.n) * kind.product.k < kTunedElements) return;
   size_t next = 0;
-  const auto time = [&](const cublasLtMatmulAlgo_t& algo, int launches) {
+  // Where launches overlap a product gains by what is done of it before the small kernel ahead of it
+  // has ended, so candidates are timed with one ahead of them, which moves what a norm would.
+  const auto ahead = [&](int rows) {
+    if (!overlapLaunches || rows > kHopperMaxRows) return false;
+    const int width = std::min<size_t>(kind.product.k, kWorkspaceBytes / 4 / rows) / 8 * 8;
+    const Matrix moved = {workspace_, width, width};
+    cuda::add(kind.product.elem, moved, moved, rows, moved, stream);
+    return true;
+  };
+  const auto time = [&](const Algorithm& algorithm, int rows, int launches) {
     const auto launch = [&](int) {
-      return kind.launch(calls[next++ % calls.size()], algo, workspace_, stream) ==
-             CUBLAS_STATUS_SUCCESS;
+      ahead(rows);
+      return kind.run(calls[next++ % calls.size()], algorithm, rows, workspace_, stream);
     };
     return timed(launch, launches, start, end, stream);
   };
@@ -350,10 +394,10 @@ void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cuda
     const int rows = std::min(bucket, maxRows);
     const bool few = rows >= kLargeRows || spent() > kTuningBudget;
     std::vector<Candidate> list;
-    for (const auto& algo : kind.proposals(rows, few ? kFewCandidates : kCandidates)) {
+    for (const auto& each : kind.proposals(rows, few ? kFewCandidates : kCandidates, hopper_)) {
       // Outside of a graph first: that loads its code.
-      if (kind.launch(calls[0], algo, workspace_, stream) != CUBLAS_STATUS_SUCCESS) continue;
-      list.push_back({algo, time(algo, 2)});
+      if (!kind.run(calls[0], each, rows, workspace_, stream)) continue;
+      list.push_back({each, time(each, rows, 2)});
     }
     const auto faster = [](const Candidate& a, const Candidate& b) { return a.seconds < b.seconds; };
     std::stable_sort(list.begin(), list.end(), faster);
@@ -363,7 +407,7 @@ void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cuda
       for (size_t i = 0; i < list.size(); i++) {
         const double wanted = kTimedSeconds / std::max(list[i].seconds, 1e-9);
         rounds[i][round] =
-            time(list[i].algo, static_cast<int>(std::clamp(wanted, 2.0, double(kMaxLaunches))));
+            time(list[i].algorithm, rows, static_cast<int>(std::clamp(wanted, 2.0, double(kMaxLaunches))));
       }
     }
     for (size_t i = 0; i < list.size(); i++) {
@@ -372,8 +416,9 @@ void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cuda
     }
     const auto best = std::min_element(list.begin(), list.end(), faster);
     if (best != list.end() && best->seconds < kNever) {
-      kind.tuned[rows] = best->algo;
-      kind.seconds[rows] = best->seconds;
+      kind.tuned[rows] = best->algorithm;
+      const double others = timed([&](int) { return ahead(rows); }, kMaxLaunches, start, end, stream);
+      kind.seconds[rows] = best->seconds - (others < kNever ? others : 0);
     }
     if (rows == maxRows) break;
   }
@@ -387,19 +432,18 @@ double Gemm::seconds(int id, int rows) const {
   return found == known.end() ? 0 : found->second;
 }
 
+std::string Gemm::algorithm(int id, int rows) const {
+  const auto& known = kinds_[id]->tuned;
+  const auto found = known.lower_bound(rows);
+  if (found == known.end() || !found->second.tiles) return "the library's";
+  return describe(*found->second.tiles);
+}
+
 void Gemm::run(int id, const ProductCall& call, int rows, cudaStream_t stream) {
   Kind& kind = *kinds_[id];
-  const cublasLtMatmulAlgo_t& algo = kind.choose(rows);
-  kind.setRows(rows);
-  library_->require(kind.launch(call, algo, workspace_, stream), "cublasLtMatmul");
-  const Product& product = kind.product;
-  const Elem elem = product.floatOut ? Elem::F32 : product.elem;
-  const Matrix out = {call.out, product.outStride, product.n};
-  if (product.bias && !kind.biasInside) addBias(elem, out, call.biasFloats, rows, stream);
-  if (product.residual && !kind.residualInside) {
-    const Matrix residual = {const_cast<void*>(call.residual), product.residualStride, product.n};
-    cuda::add(elem, out, residual, rows, out, stream);
-  }
+  if (kind.run(call, kind.choose(rows), rows, workspace_, stream)) return;
+  throw CudaError("cublasLtMatmul refused a product of " + std::to_string(rows) + " x " +
+                  std::to_string(kind.product.k) + " x " + std::to_string(kind.product.n));
 }
 
 }  // namespace millrace::cuda

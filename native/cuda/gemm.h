@@ -1,6 +1,7 @@
-// Dense products through cuBLASLt, which is opened at run time. Every kind of product is tuned when
-// the weights are there: candidates are timed with the weights of different layers in turn, so that
-// a matrix is not found in a cache where a step would not find it.
+// Dense products through cuBLASLt, which is opened at run time, or on Hopper through a kernel of our
+// own (hopper_gemm.h). Every kind of product is tuned when the weights are there: candidates are
+// timed with the weights of different layers in turn, so that a matrix is not found in a cache where
+// a step would not find it.
 #pragma once
 #include <functional>
 #include <memory>
@@ -21,11 +22,12 @@ struct Product {
   bool residual, bias;
   int64_t xStride, residualStride, outStride;  // elements
   int alignment;  // bytes, of all pointers, at most 16
+  bool freshWeight = false;  // the kernel before the product may write the weight
   friend bool operator==(const Product& a, const Product& b) {
     return a.n == b.n && a.k == b.k && a.elem == b.elem && a.fp8 == b.fp8 && a.floatOut == b.floatOut &&
            a.residual == b.residual && a.bias == b.bias && a.xStride == b.xStride &&
            a.residualStride == b.residualStride && a.outStride == b.outStride &&
-           a.alignment == b.alignment;
+           a.alignment == b.alignment && a.freshWeight == b.freshWeight;
   }
 };
 
@@ -44,8 +46,8 @@ class Gemm {
   static constexpr size_t kWorkspaceBytes = size_t(32) << 20;
 
   // `libraries`: what to open, best first; `workspace` is kWorkspaceBytes of the device. Throws
-  // CudaError that says what was tried.
-  Gemm(const std::vector<std::string>& libraries, void* workspace);
+  // CudaError that says what was tried. Without `own` only the library's algorithms are candidates.
+  Gemm(const std::vector<std::string>& libraries, void* workspace, bool own = true);
   ~Gemm();
 
   // The id of a kind of product. Throws CudaError if the library has none such on this GPU.
@@ -55,6 +57,8 @@ class Gemm {
   void tune(int id, const std::vector<ProductCall>& calls, int maxRows, cudaStream_t stream);
   // Of one launch with this many rows, as tuned; 0 if it was not. And of all tuning.
   double seconds(int id, int rows) const;
+  // Which was chosen, in words.
+  std::string algorithm(int id, int rows) const;
   double tuningSeconds() const { return tuningSeconds_; }
   // Rows of the same number always take the same algorithm.
   void run(int id, const ProductCall& call, int rows, cudaStream_t stream);
@@ -63,10 +67,12 @@ class Gemm {
 
  private:
   struct Library;
+  struct Algorithm;
   struct Kind;
   std::unique_ptr<Library> library_;
   std::vector<std::unique_ptr<Kind>> kinds_;
   void* workspace_;
+  bool hopper_;
   std::string description_;
   double tuningSeconds_ = 0;
 };

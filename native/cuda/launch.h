@@ -32,22 +32,34 @@ inline bool launchesCanOverlap() {
   return major >= 9 && driver >= 12030;
 }
 
+// Blocks in clusters of `cluster` (compute capability 9.0 where it is more than 1).
 template <class... Params, class... Args>
-void launch(const char* name, void (*kernel)(Params...), dim3 grid, int threads, size_t sharedBytes,
-            cudaStream_t stream, Args... args) {
+void launchCluster(const char* name, void (*kernel)(Params...), dim3 grid, int cluster, int threads,
+                   size_t sharedBytes, cudaStream_t stream, const Args&... args) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = sharedBytes;
   config.stream = stream;
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
   if (overlapLaunches) {
-    config.attrs = &overlap;
-    config.numAttrs = 1;
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& shape = attributes[config.numAttrs++];
+    shape.id = cudaLaunchAttributeClusterDimension;
+    shape.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   }
   check(cudaLaunchKernelEx(&config, kernel, Params(args)...), name);
+}
+
+template <class... Params, class... Args>
+void launch(const char* name, void (*kernel)(Params...), dim3 grid, int threads, size_t sharedBytes,
+            cudaStream_t stream, Args... args) {
+  launchCluster(name, kernel, grid, 1, threads, sharedBytes, stream, args...);
 }
 
 }  // namespace millrace::cuda

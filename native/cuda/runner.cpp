@@ -110,7 +110,8 @@ void Runner::makeProducts(const std::function<void(double)>& progress) {
                               op.bias >= 0, weight.fp8 ? fp8Rows(weight.k).stride : stride(op.x),
                               stride(op.residual), stride(op.out),
                               commonAlignment({weight.fp8 ? 0 : bytes(op.x, false),
-                                               bytes(op.residual, false), bytes(op.out, floatOut)})});
+                                               bytes(op.residual, false), bytes(op.out, floatOut)}),
+                              weights_.isInt4(op.weight)});
       Use& use = uses[op.product];
       use.calls.push_back(productCall(op));
       if (weight.fp8) use.fp8 = matrix(op.x);

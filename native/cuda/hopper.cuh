@@ -1,0 +1,177 @@
+// What only Hopper has (PTX ISA, sm_90a): barriers in shared memory that count bytes, copies of tiles
+// by the tensor memory accelerator, clusters of blocks, and the asynchronous products of a warpgroup.
+#pragma once
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace millrace::cuda {
+
+// Where the code of sm_90a is compiled. Other architectures get kernels without a body.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define MILLRACE_HOPPER 1
+#endif
+
+// ---------------------------------------------------------------- barriers (mbarrier)
+
+__device__ __forceinline__ void barrierInit(uint32_t barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// After all inits: other blocks of the cluster and the copy engine see them.
+__device__ __forceinline__ void barrierInitFence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+// Arrives, and lets the phase wait for so many bytes besides.
+__device__ __forceinline__ void barrierExpect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void barrierArrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrierWait(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  do {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+        "selp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (!done);
+}
+
+// ---------------------------------------------------------------- clusters
+
+__device__ __forceinline__ void clusterSync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+}
+__device__ __forceinline__ float4 loadFromBlock(uint32_t address, uint32_t block) {
+  float4 v;
+  asm volatile(
+      "{\n\t.reg .b32 there;\n\tmapa.shared::cluster.u32 there, %4, %5;\n\t"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n\t}"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "r"(address), "r"(block)
+      : "memory");
+  return v;
+}
+
+// ---------------------------------------------------------------- copies of tiles (TMA)
+
+// The tile at column x, row y of the map to `target`; its bytes arrive at `barrier`.
+__device__ __forceinline__ void copyTile(uint32_t target, const CUtensorMap* map, int x, int y,
+                                         uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3}], [%4];" ::"r"(target),
+      "l"(map), "r"(x), "r"(y), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void prefetchMap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// ---------------------------------------------------------------- products (wgmma)
+
+// Describes rows of 128 bytes in shared memory, eight of them swizzled together as the copy engine's
+// 128-byte swizzle lays them (PTX ISA, "Matrix-descriptor"); `address` within the first such row.
+__device__ __forceinline__ uint64_t rowsOf128Bytes(uint32_t address) {
+  constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
+  return uint64_t((address & 0x3FFFF) >> 4) | uint64_t(1) << 16 | kEightRows << 32 |
+         kSwizzle128 << 62;
+}
+__device__ __forceinline__ void productsBegin() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void productsCommit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int kPending>
+__device__ __forceinline__ void productsWait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// Registers of the threads of a warpgroup from here on; all of its warps do it. The kernel's launch
+// bounds must have given it a limit.
+template <int kRegisters>
+__device__ __forceinline__ void giveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void takeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// The compiler knows of no tie between a wait and the registers it is for: whatever reads or writes
+// them stays behind this.
+template <int N>
+__device__ __forceinline__ void holdRegisters(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// Registers 0 .. 127 by eights, in the text and as operands.
+#define MR_T0 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define MR_T1 MR_T0 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define MR_T3 MR_T1 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define MR_T7 \
+  MR_T3       \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
+  "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define MR_T11 \
+  MR_T7        \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, " \
+  "%83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define MR_T15 \
+  MR_T11       \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "    \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define MR_O(i)                                                                             \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define MR_O1 MR_O(0), MR_O(8)
+#define MR_O3 MR_O1, MR_O(16), MR_O(24)
+#define MR_O7 MR_O3, MR_O(32), MR_O(40), MR_O(48), MR_O(56)
+#define MR_O11 MR_O7, MR_O(64), MR_O(72), MR_O(80), MR_O(88)
+#define MR_O15 MR_O11, MR_O(96), MR_O(104), MR_O(112), MR_O(120)
+
+// A, B, P: the numbers of the operands behind the registers.
+#define MR_WGMMA(SHAPE, TYPES, REGISTERS, A, B, P, TAIL, ...)                              \
+  asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" P ", 0;\n\t"                       \
+               "wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES " {" REGISTERS "}, %" A \
+               ", %" B ", p, 1, 1" TAIL ";\n\t}"                                           \
+               : __VA_ARGS__                                                               \
+               : "l"(a), "l"(b), "r"(int(accumulate)))
+
+// d [64, N] (+)= A [64, k] . B [N, k]^T, both in shared memory, k 32 bytes of either.
+template <class T, int N>
+struct Products;
+
+#define MR_PRODUCTS(N, REGISTERS, A, B, P, ...)                                                      \
+  template <class T>                                                                                 \
+  struct Products<T, N> {                                                                            \
+    static __device__ __forceinline__ void add(float (&d)[N / 2], uint64_t a, uint64_t b,            \
+                                               bool accumulate) {                                    \
+      if constexpr (std::is_same_v<T, __nv_bfloat16>) {                                              \
+        MR_WGMMA("m64n" #N "k16", "bf16.bf16", REGISTERS, A, B, P, ", 0, 0", __VA_ARGS__);           \
+      } else if constexpr (std::is_same_v<T, __half>) {                                              \
+        MR_WGMMA("m64n" #N "k16", "f16.f16", REGISTERS, A, B, P, ", 0, 0", __VA_ARGS__);             \
+      } else {                                                                                       \
+        MR_WGMMA("m64n" #N "k32", "e4m3.e4m3", REGISTERS, A, B, P, "", __VA_ARGS__);                 \
+      }                                                                                              \
+    }                                                                                                \
+  };
+MR_PRODUCTS(16, MR_T0, "8", "9", "10", MR_O(0))
+MR_PRODUCTS(32, MR_T1, "16", "17", "18", MR_O1)
+MR_PRODUCTS(64, MR_T3, "32", "33", "34", MR_O3)
+MR_PRODUCTS(128, MR_T7, "64", "65", "66", MR_O7)
+MR_PRODUCTS(192, MR_T11, "96", "97", "98", MR_O11)
+MR_PRODUCTS(256, MR_T15, "128", "129", "130", MR_O15)
+
+}  // namespace millrace::cuda

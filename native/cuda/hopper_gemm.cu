@@ -1,0 +1,550 @@
+// out^T = weight . x^T by wgmma: the outputs are the 64 rows of its tile, so that few rows of x waste
+// nothing. One warp keeps a ring of tiles filled, one or two warpgroups multiply. Blocks stay for all
+// their tiles: while the sums of one are stored, the ring fills for the next.
+#include "hopper_gemm.h"
+
+#include <algorithm>
+
+#include "elements.h"
+#include "hopper.cuh"
+#include "launch.h"
+
+namespace millrace::cuda {
+namespace {
+
+// Bytes of k in a tile, the width of the swizzle.
+constexpr int kWidth = 128;
+constexpr int kWarpgroup = 128;
+constexpr int kSharedOfSm = 228 * 1024, kSharedOfBlock = 1024;  // of which the system takes
+constexpr int kManyBlocks = 1024;
+// 128 threads with the first and 256 with the second have no more than 384 with 168.
+constexpr int kCopierRegisters = 40, kAdderRegisters = 232;
+
+constexpr int kChain = 4;  // tiles of e4m3, 512 columns
+
+// Registers of a thread for its sums.
+template <class T>
+constexpr int sumsOf(int rows, int blocks) {
+  return blocks * rows / 2 * (sizeof(T) == 1 ? 2 : 1);
+}
+constexpr int kMostSums = 192;
+
+template <class T_, int kRows_, int kWarpgroups_, int kBlocks_>
+struct Config {
+  using T = T_;
+  static constexpr int kRows = kRows_;               // of x
+  static constexpr int kWarpgroups = kWarpgroups_;
+  static constexpr int kBlocks = kBlocks_;           // of 64 outputs, for each warpgroup
+  static constexpr int kOutputs = 64 * kWarpgroups * kBlocks;
+  static constexpr int kColumns = kWidth / sizeof(T);
+  // The tensor cores add products of e4m3 with some 14 bits (DeepSeek-AI 2024, arXiv 2412.19437, section
+  // 3.3.2), so sums over kChain tiles are added to each other in float32.
+  static constexpr bool kPromotes = sizeof(T) == 1;
+  static constexpr int kSums = sumsOf<T>(kRows, kBlocks);
+  static constexpr int kWeightBytes = kOutputs * kWidth;
+  static constexpr int kStageBytes = kWeightBytes + kRows * kWidth;
+  // Where sums are turned around to be stored, some rows at a time. 4 floats more between rows keep the
+  // accesses of a warp in banks of their own.
+  static constexpr int kPitch = kOutputs + 4;
+  static constexpr int kTurnedRows = std::min(kRows, 64 / kBlocks);
+  static constexpr int kSpareBytes = kTurnedRows * kPitch * 4 + 256 + 1024;  // barriers, alignment
+  static constexpr int stages(int blocksOfSm) {
+    return std::min(16, (kSharedOfSm / blocksOfSm - kSharedOfBlock - kSpareBytes) / kStageBytes);
+  }
+  static constexpr int kBlocksOfSm = kSums <= 64 && stages(2) >= 3 ? 2 : 1;
+  static constexpr int kStages = stages(kBlocksOfSm);
+  static constexpr int kSharedBytes = kStages * kStageBytes + kSpareBytes;
+  static_assert(kStages >= 3 && 16 * kStages <= 256);
+  // Blocks that share a sum over k add it up through the ring, where it has room.
+  static constexpr bool kSplits = kRows * kPitch * 4 <= kStages * kStageBytes;
+  // Where a thread of two has many sums, a third warpgroup, of which one warp copies, gives its
+  // registers to them.
+  static constexpr bool kTrades = kWarpgroups == 2 && kBlocksOfSm == 1;
+  static constexpr int kThreads = kWarpgroup * kWarpgroups + (kTrades ? kWarpgroup : 32);
+};
+
+struct Work {
+  int n, rows;
+  int steps;  // tiles of k
+  int rowTiles, tiles;
+  int splits;
+  bool early;  // the weight was there before the previous kernel
+};
+
+struct Results {
+  const float *weightScales, *xScales, *bias;
+  const void* residual;
+  void* out;
+  int64_t residualStride, outStride;
+  Elem elem;
+};
+
+__device__ __forceinline__ void add8(Elem elem, const void* from, int64_t at, float (&values)[8]) {
+  float more[8];
+  if (elem == Elem::BF16) {
+    using T = __nv_bfloat16;
+    unpack<T, 8>(loadRaw<T, 8>(static_cast<const T*>(from) + at), more);
+  } else {
+    using T = __half;
+    unpack<T, 8>(loadRaw<T, 8>(static_cast<const T*>(from) + at), more);
+  }
+#pragma unroll
+  for (int i = 0; i < 8; i++) values[i] += more[i];
+}
+
+__device__ __forceinline__ void store8(Elem elem, void* to, int64_t at, const float (&values)[8]) {
+  if (elem == Elem::BF16) {
+    storeRaw<__nv_bfloat16, 8>(static_cast<__nv_bfloat16*>(to) + at, pack<__nv_bfloat16, 8>(values));
+  } else if (elem == Elem::F16) {
+    storeRaw<__half, 8>(static_cast<__half*>(to) + at, pack<__half, 8>(values));
+  } else {
+    float4* out = reinterpret_cast<float4*>(static_cast<float*>(to) + at);
+    out[0] = {values[0], values[1], values[2], values[3]};
+    out[1] = {values[4], values[5], values[6], values[7]};
+  }
+}
+
+__device__ __forceinline__ void finish(const Results& results, int64_t row, int output,
+                                       float (&values)[8]) {
+  if (results.weightScales) {
+    float scales[8];
+    loadFloats<8>(results.weightScales + output, scales);
+    const float scale = results.xScales[row];
+#pragma unroll
+    for (int i = 0; i < 8; i++) values[i] *= scale * scales[i];
+  }
+  if (results.bias) {
+    float bias[8];
+    loadFloats<8>(results.bias + output, bias);
+#pragma unroll
+    for (int i = 0; i < 8; i++) values[i] += bias[i];
+  }
+  if (results.residual) {
+    add8(results.elem, results.residual, row * results.residualStride + output, values);
+  }
+  store8(results.elem, results.out, row * results.outStride + output, values);
+}
+
+// The place in the ring, and whether it comes around for the odd time.
+template <int kStages>
+struct Place {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+template <int kThreads>
+__device__ __forceinline__ void syncAdders() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+}
+
+// The sums of rows first .. first + count of a thread to shared memory, rows of outputs.
+template <class C>
+__device__ __forceinline__ void turnSums(const float (&sums)[C::kBlocks][C::kRows / 2], float* turned,
+                                         int first, int count) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int block = 0; block < C::kBlocks; block++) {
+    const int output = (warp / 4 * C::kBlocks + block) * 64 + warp % 4 * 16 + lane / 4;
+#pragma unroll
+    for (int j = 0; j < count / 2; j++) {
+      const int row = j / 4 * 8 + lane % 4 * 2 + j % 2;
+      turned[row * C::kPitch + output + j % 4 / 2 * 8] = sums[block][first / 2 + j];
+    }
+  }
+}
+
+template <class C>
+__device__ __forceinline__ void storeSums(const float (&sums)[C::kBlocks][C::kRows / 2], float* turned,
+                                          const Work& work, const Results& results, int firstRow,
+                                          int firstOutput) {
+  constexpr int kThreads = kWarpgroup * C::kWarpgroups, kPacks = C::kOutputs / 8;
+#pragma unroll
+  for (int first = 0; first < C::kRows; first += C::kTurnedRows) {
+    if (firstRow + first >= work.rows) break;
+    syncAdders<kThreads>();  // all have read what was here before
+    turnSums<C>(sums, turned, first, C::kTurnedRows);
+    syncAdders<kThreads>();
+    for (int item = threadIdx.x; item < C::kTurnedRows * kPacks; item += kThreads) {
+      const int row = item / kPacks, column = item % kPacks * 8;
+      if (firstRow + first + row >= work.rows || firstOutput + column >= work.n) continue;
+      float values[8];
+      loadFloats<8>(turned + row * C::kPitch + column, values);
+      finish(results, firstRow + first + row, firstOutput + column, values);
+    }
+  }
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
+    hopperGemmKernel(const __grid_constant__ CUtensorMap weights,
+                     const __grid_constant__ CUtensorMap activations, Work work, Results results) {
+#if defined(MILLRACE_HOPPER)
+  using T = typename C::T;
+  constexpr int kRows = C::kRows, kStages = C::kStages;
+  extern __shared__ uint8_t raw[];
+  uint8_t* const shared = raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
+  const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const uint32_t full = ring + kStages * C::kStageBytes, empty = full + 8 * kStages;
+  float* const staged = reinterpret_cast<float*>(shared);
+  float* const turned = reinterpret_cast<float*>(shared + kStages * C::kStageBytes + 256);
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int split = blockIdx.x % work.splits;
+  const int firstTile = blockIdx.x / work.splits, tilesAtOnce = gridDim.x / work.splits;
+  const int begin = work.steps * split / work.splits;
+  const int count = work.steps * (split + 1) / work.splits - begin;
+  const auto rowOf = [&](int tile) { return tile % work.rowTiles * kRows; };
+  const auto outputOf = [&](int tile) { return tile / work.rowTiles * C::kOutputs; };
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; i++) {
+      barrierInit(full + 8 * i, 1);
+      barrierInit(empty + 8 * i, C::kWarpgroups);
+    }
+    barrierInitFence();
+  }
+  const auto sync = [&] {
+    if (work.splits > 1) {
+      clusterSync();
+    } else {
+      __syncthreads();
+    }
+  };
+  sync();
+
+  if (warp >= 4 * C::kWarpgroups) {
+    if constexpr (C::kTrades) giveRegisters<kCopierRegisters>();
+    if (warp == 4 * C::kWarpgroups) {
+      const auto copyWeight = [&](int stage, int step, int output) {
+        barrierExpect(full + 8 * stage, C::kStageBytes);
+        copyTile(ring + stage * C::kStageBytes, &weights, (begin + step) * C::kColumns, output,
+                 full + 8 * stage);
+      };
+      int ahead = work.early ? min(count, kStages) : 0;
+      if (lane == 0) {
+        prefetchMap(&weights);
+        prefetchMap(&activations);
+        const int output = outputOf(firstTile);
+        for (int i = 0; i < ahead; i++) copyWeight(i, i, output);
+      }
+      waitForPrevious();
+      if (lane == 0) {
+        Place<kStages> place;
+        bool again = false;  // whether this stage has been in use
+        for (int tile = firstTile; tile < work.tiles; tile += tilesAtOnce) {
+          const int row = rowOf(tile), output = outputOf(tile);
+          for (int i = 0; i < count; i++) {
+            const int stage = place.stage;
+            if (again) barrierWait(empty + 8 * stage, place.parity ^ 1);
+            if (ahead > 0) {
+              ahead--;
+            } else {
+              copyWeight(stage, i, output);
+            }
+            copyTile(ring + stage * C::kStageBytes + C::kWeightBytes, &activations,
+                     (begin + i) * C::kColumns, row, full + 8 * stage);
+            place.next();
+            again = again || place.stage == 0;
+          }
+        }
+      }
+      __syncwarp();
+    }
+    if (work.splits > 1) clusterSync();
+  } else {
+    if constexpr (C::kTrades) takeRegisters<kAdderRegisters>();
+    waitForPrevious();
+    const int group = warp / 4;
+    using Sums = float[C::kBlocks][kRows / 2];
+    Sums sums;
+    Place<kStages> place;
+    // Adds the next tile of k to the sums, or starts them with it. Returns its stage.
+    const auto multiply = [&](Sums& to, bool starts) {
+      const int used = place.stage;
+      const uint32_t stage = ring + used * C::kStageBytes;
+      barrierWait(full + 8 * used, place.parity);
+      place.next();
+      productsBegin();
+#pragma unroll
+      for (int block = 0; block < C::kBlocks; block++) {
+        const uint64_t a = rowsOf128Bytes(stage + (group * C::kBlocks + block) * 64 * kWidth);
+        const uint64_t b = rowsOf128Bytes(stage + C::kWeightBytes);
+#pragma unroll
+        for (int k = 0; k < kWidth / 32; k++) {  // 32 bytes on: 2 in a descriptor's address
+          Products<T, kRows>::add(to[block], a + 2 * k, b + 2 * k, !starts || k > 0);
+        }
+      }
+      productsCommit();
+      return used;
+    };
+    // The stage may be filled again.
+    const auto release = [&](int stage) {
+      if (threadIdx.x % kWarpgroup == 0) barrierArrive(empty + 8 * stage);
+    };
+    for (int tile = firstTile; tile < work.tiles; tile += tilesAtOnce) {
+      if constexpr (C::kPromotes) {
+        // Chains end in the round of the loop they began in: of sums that are under way from one
+        // round to the next the compiler loses track, and waits for each product (ptxas C7514).
+        Sums chain;
+#pragma unroll
+        for (int block = 0; block < C::kBlocks; block++) {
+#pragma unroll
+          for (int j = 0; j < kRows / 2; j++) sums[block][j] = 0.0f;
+        }
+        const auto addChain = [&](int last) {
+          productsWait<0>();
+          release(last);
+#pragma unroll
+          for (int block = 0; block < C::kBlocks; block++) {
+            holdRegisters(chain[block]);
+#pragma unroll
+            for (int j = 0; j < kRows / 2; j++) sums[block][j] += chain[block][j];
+          }
+        };
+        int i = 0;
+        for (; i + kChain <= count; i += kChain) {
+          int last = multiply(chain, true);
+#pragma unroll
+          for (int j = 1; j < kChain; j++) {
+            const int used = multiply(chain, false);
+            productsWait<1>();
+            release(last);
+            last = used;
+          }
+          addChain(last);
+        }
+        for (; i < count; i++) addChain(multiply(chain, true));
+      } else {
+        int last = multiply(sums, true);
+        for (int i = 1; i < count; i++) {
+          const int used = multiply(sums, false);
+          productsWait<1>();
+          release(last);
+          last = used;
+        }
+        productsWait<0>();
+        release(last);
+      }
+#pragma unroll
+      for (int block = 0; block < C::kBlocks; block++) holdRegisters(sums[block]);
+      if (work.splits == 1) {
+        storeSums<C>(sums, turned, work, results, rowOf(tile), outputOf(tile));
+      }
+    }
+    if constexpr (C::kSplits) {
+      if (work.splits > 1) {
+        // The ring becomes the place of the sums once both warpgroups have read it.
+        syncAdders<kWarpgroup * C::kWarpgroups>();
+        turnSums<C>(sums, staged, 0, kRows);
+        clusterSync();
+        // Each of the blocks finishes a part of the rows.
+        constexpr int kPacks = C::kOutputs / 8;
+        const int rowsEach = kRows / work.splits;
+        for (int item = threadIdx.x; item < rowsEach * kPacks; item += kWarpgroup * C::kWarpgroups) {
+          const int row = split * rowsEach + item / kPacks, column = item % kPacks * 8;
+          const int64_t outRow = rowOf(firstTile) + row;
+          const int output = outputOf(firstTile) + column;
+          if (outRow >= work.rows || output >= work.n) continue;
+          float values[8] = {};
+          const uint32_t at = ring + 4 * (row * C::kPitch + column);
+          for (int block = 0; block < work.splits; block++) {
+            const float4 low = loadFromBlock(at, block), high = loadFromBlock(at + 16, block);
+            values[0] += low.x, values[1] += low.y, values[2] += low.z, values[3] += low.w;
+            values[4] += high.x, values[5] += high.y, values[6] += high.z, values[7] += high.w;
+          }
+          finish(results, outRow, output, values);
+        }
+      }
+    }
+  }
+  if (work.splits > 1) clusterSync();  // nobody leaves while others read its sums
+#endif
+}
+
+// ---------------------------------------------------------------- launching
+
+// Tells by its shared memory, without being launched, whether the code of sm_90a is what the device runs.
+__global__ void hopperProbe(int* out) {
+#if defined(MILLRACE_HOPPER)
+  __shared__ int seen[32];
+  seen[threadIdx.x] = out[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = seen[31 - threadIdx.x];
+#endif
+}
+
+decltype(&cuTensorMapEncodeTiled) encodeMap() {
+  static const auto function = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+#if CUDART_VERSION >= 12050
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+                                           &result),
+          "cudaGetDriverEntryPointByVersion");
+#else
+    check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &result),
+          "cudaGetDriverEntryPoint");
+#endif
+    if (!found) throw CudaError("the driver has no cuTensorMapEncodeTiled");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+  }();
+  return function;
+}
+
+// Tiles of `tileRows` x 128 bytes of `rows` x `columns` elements; zeros beyond them.
+CUtensorMap mapOf(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
+                  int64_t stride, int tileRows) {
+  CUtensorMap map;
+  const cuuint64_t sizes[2] = {cuuint64_t(columns), cuuint64_t(rows)};
+  const cuuint64_t strides[1] = {cuuint64_t(stride) * size};
+  const cuuint32_t box[2] = {cuuint32_t(kWidth / size), cuuint32_t(tileRows)}, steps[2] = {1, 1};
+  const CUresult result = encodeMap()(
+      &map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    throw CudaError("cuTensorMapEncodeTiled: error " + std::to_string(result));
+  }
+  return map;
+}
+
+int multiprocessors() {
+  static const int count = [] {
+    int device = 0, found = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+    return found;
+  }();
+  return count;
+}
+
+template <class C>
+void launchTiles(const Product& product, const ProductCall& call,
+                 const HopperTiles& tiles, int rows, cudaStream_t stream) {
+  using T = typename C::T;
+  constexpr int kSize = sizeof(T);
+  constexpr CUtensorMapDataType type = kSize == 1                   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                       : std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                                   : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  static const bool ready = [] {
+    check(cudaFuncSetAttribute(hopperGemmKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               C::kSharedBytes),
+          "hopperGemm");
+    return true;
+  }();
+  static_cast<void>(ready);
+  const CUtensorMap weights = mapOf(type, kSize, call.weight, product.k, product.n, product.k, C::kOutputs);
+  const CUtensorMap x = mapOf(type, kSize, call.x, product.k, rows, product.xStride, C::kRows);
+  const int rowTiles = static_cast<int>(divideUp(rows, C::kRows));
+  const int outputTiles = static_cast<int>(divideUp(product.n, C::kOutputs));
+  const int steps = static_cast<int>(divideUp(product.k, C::kColumns));
+  const int count = outputTiles * rowTiles;
+  const Work work = {product.n, rows, steps, rowTiles, count, tiles.splits, !product.freshWeight};
+  const int blocks = tiles.splits > 1 ? count * tiles.splits : std::min(count, C::kBlocksOfSm * multiprocessors());
+  const Results results = {call.weightScales, call.xScales, product.bias ? call.biasFloats : nullptr,
+                           product.residual ? call.residual : nullptr, call.out,
+                           product.residualStride, product.outStride,
+                           product.floatOut ? Elem::F32 : product.elem};
+  launchCluster("hopperGemm", hopperGemmKernel<C>, dim3(blocks), tiles.splits,
+                C::kThreads, C::kSharedBytes, stream, weights, x, work, results);
+}
+
+// Calls f with the tag of the kernel of these tiles; false if there is none.
+template <class T, int kRows, class F>
+bool withOutputs(int outputs, F&& f) {
+  const auto with = [&](auto warpgroups, auto blocks) {
+    constexpr int kWarpgroups = decltype(warpgroups)::value, kBlocks = decltype(blocks)::value;
+    if constexpr (sumsOf<T>(kRows, kBlocks) <= kMostSums) {
+      if (outputs == 64 * kWarpgroups * kBlocks) return f(TypeTag<Config<T, kRows, kWarpgroups, kBlocks>>{}), true;
+    }
+    return false;
+  };
+  constexpr std::integral_constant<int, 1> one;
+  constexpr std::integral_constant<int, 2> two;
+  return with(one, one) || with(two, one) || with(two, two);
+}
+
+template <class T, class F>
+bool withRows(const HopperTiles& tiles, F&& f) {
+  switch (tiles.rows) {
+    case 16: return withOutputs<T, 16>(tiles.outputs, f);
+    case 32: return withOutputs<T, 32>(tiles.outputs, f);
+    case 64: return withOutputs<T, 64>(tiles.outputs, f);
+    case 128: return withOutputs<T, 128>(tiles.outputs, f);
+    case 192: return withOutputs<T, 192>(tiles.outputs, f);
+    case 256: return withOutputs<T, 256>(tiles.outputs, f);
+  }
+  return false;
+}
+
+template <class F>
+bool withConfig(const Product& product, const HopperTiles& tiles, F&& f) {
+  if (product.fp8) return withRows<__nv_fp8_e4m3>(tiles, f);
+  if (product.elem == Elem::F16) return withRows<__half>(tiles, f);
+  return withRows<__nv_bfloat16>(tiles, f);
+}
+
+}  // namespace
+
+std::string describe(const HopperTiles& tiles) {
+  std::string text = std::to_string(tiles.outputs) + " x " + std::to_string(tiles.rows);
+  if (tiles.splits > 1) text += ", k in " + std::to_string(tiles.splits);
+  return text;
+}
+
+bool hopperAvailable() {
+  int device = 0, major = 0, minor = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
+  if (major != 9 || minor != 0) return false;
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, hopperProbe), "cudaFuncGetAttributes");
+  return attributes.sharedSizeBytes > 0;
+}
+
+std::vector<HopperTiles> hopperTiles(const Product& product, int rows) {
+  std::vector<HopperTiles> list;
+  const int size = product.fp8 ? 1 : 2;
+  const bool aligned = product.alignment == 16 && product.n % 8 == 0 && product.k * size % 16 == 0 &&
+                       product.xStride * size % 16 == 0 && product.residualStride % 8 == 0 &&
+                       product.outStride % 8 == 0;
+  if (product.elem == Elem::F32 || !aligned || rows > kHopperMaxRows) return list;
+  std::vector<int> rowTiles;
+  for (int each : {16, 32, 64, 128, 192, 256}) {
+    // The least that holds all rows, and halves of many.
+    if (each >= rows || (rows > 128 && each >= 128)) rowTiles.push_back(each);
+    if (each >= rows) break;
+  }
+  const int steps = static_cast<int>(divideUp(product.k * size, kWidth));
+  for (int tile : rowTiles) {
+    for (int outputs : {64, 128, 256}) {
+      for (int splits : {1, 2, 4, 8}) {
+        const HopperTiles tiles = {outputs, tile, splits};
+        // Short parts are all ramp, and enough blocks need no splitting.
+        if (splits > 1 && steps < 4 * splits) continue;
+        if (splits > 1 && divideUp(product.n, outputs) * splits > kManyBlocks) continue;
+        bool canSplit = false;
+        const auto look = [&](auto tag) { canSplit = decltype(tag)::Type::kSplits; };
+        if (withConfig(product, tiles, look) && (splits == 1 || canSplit)) list.push_back(tiles);
+      }
+    }
+  }
+  return list;
+}
+
+void hopperGemm(const Product& product, const ProductCall& call, const HopperTiles& tiles, int rows,
+                cudaStream_t stream) {
+  if (rows == 0) return;
+  const bool found = withConfig(product, tiles, [&](auto tag) {
+    launchTiles<typename decltype(tag)::Type>(product, call, tiles, rows, stream);
+  });
+  if (!found) throw CudaError("hopperGemm: no kernel for tiles of " + describe(tiles));
+}
+
+}  // namespace millrace::cuda
