@@ -1,16 +1,17 @@
 /**
- * What it brings to set kernels up while those before them end (programmatic dependent launch): decode
- * steps of the executor alone with and without it, in turn, both at once in the GPU's memory.
+ * What two ways to launch bring: kernels that are set up while those before them end (programmatic
+ * dependent launch), and steps that are replayed as graphs. Decode steps of the executor alone, with
+ * both, without the one, without the other, in turn, all three at once in the GPU's memory.
  *
  *     node dist/bench/gpu/launches.js [--shapes NAME,NAME] [--batches 64,256] [--runs 5]
  *         [--context 256] [--model-dir bench/shapes]
  *
- * Each of the two tunes its products by itself; where times of one algorithm and another are close,
- * that is part of the difference.
+ * Each tunes its products by itself; where times of one algorithm and another are close, that is part
+ * of the difference.
  */
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { createCudaBackend } from '../../src/backend/cuda/cuda-backend.js';
+import { type CudaBackendOptions, createCudaBackend } from '../../src/backend/cuda/cuda-backend.js';
 import { median } from '../../src/bench/statistics.js';
 import { textTable } from '../../src/bench/text-table.js';
 import { loadModel } from '../../src/model/load-model.js';
@@ -18,6 +19,11 @@ import { root } from '../../test/helpers/root.js';
 import { bareDecoder } from './bare-steps.js';
 
 const STEPS = 100;
+const MODES: Readonly<Record<string, CudaBackendOptions>> = {
+  'as served': {},
+  'no overlap': { overlapLaunches: false },
+  'no graphs': { enforceEager: true },
+};
 
 const { values: flags } = parseArgs({
   options: {
@@ -29,14 +35,15 @@ const { values: flags } = parseArgs({
   },
 });
 const first = Number(flags.context);
+const modes = Object.values(MODES);
 const lines: string[][] = [];
 for (const shape of flags.shapes.split(',')) {
   const model = loadModel(join(flags['model-dir'], shape), {
     ...{ loadFormat: 'dummy', dtype: 'bfloat16', maxModelLen: first + STEPS },
   });
   for (const batch of flags.batches.split(',').map(Number)) {
-    const decoders = [false, true].map((overlapLaunches) =>
-      bareDecoder(createCudaBackend({ overlapLaunches }), model, { batch, first, count: STEPS }),
+    const decoders = modes.map((options) =>
+      bareDecoder(createCudaBackend(options), model, { batch, first, count: STEPS }),
     );
     const times = decoders.map((): number[] => []);
     for (let run = 0; run < Number(flags.runs); run++) {
@@ -49,10 +56,9 @@ for (const shape of flags.shapes.split(',')) {
       const [least, most] = [Math.min(...list), Math.max(...list)];
       return `${median(list).toFixed(3)} (${least.toFixed(3)} - ${most.toFixed(3)})`;
     });
-    const [off, on] = times.map(median);
-    lines.push([shape, String(batch), ...cells, `${(100 * (1 - on / off)).toFixed(1)} %`]);
+    lines.push([shape, String(batch), ...cells]);
     console.error(lines.at(-1)!.join('  '));
   }
 }
-const header = ['shape', 'batch', 'off: ms/step (least - most)', 'on', 'saved'];
-console.log(`\n${textTable(header, lines)}`);
+const header = ['shape', 'batch', ...Object.keys(MODES)];
+console.log(`\nms a step, median (least - most)\n${textTable(header, lines)}`);
