@@ -176,7 +176,8 @@ struct Gemm::Kind {
     set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales);
     if (*missing == 0 && !candidates(kTunedRows[4], kWorkspaceBytes, 1).empty()) return;
     throw CudaError("this version of cuBLASLt has no products of fp8 with a scale for each row" +
-                    std::string(missing) + " and results of this type on this GPU: leave quantization fp8 out, or take a newer one");
+                    std::string(missing) +
+                    " and results of this type on this GPU: leave quantization fp8 out, or take a newer one");
   }
 
   void setRows(int count) {

@@ -15,10 +15,10 @@ namespace {
 // Bytes of k in a tile, the width of the swizzle.
 constexpr int kWidth = 128;
 constexpr int kWarpgroup = 128;
-constexpr int kSharedOfSm = 228 * 1024, kSharedOfBlock = 1024;  // of which the system takes
-constexpr int kManyBlocks = 1024;
+// Bytes of shared memory of an SM, and what of it the system takes for each block.
+constexpr int kSharedOfSm = 228 * 1024, kSharedOfBlock = 1024;
 // 128 threads with the first and 256 with the second have no more than 384 with 168.
-constexpr int kCopierRegisters = 40, kAdderRegisters = 232;
+[[maybe_unused]] constexpr int kCopierRegisters = 40, kAdderRegisters = 232;
 
 constexpr int kChain = 4;  // tiles of e4m3, 512 columns
 
@@ -417,15 +417,16 @@ int multiprocessors() {
   static const int count = [] {
     int device = 0, found = 0;
     check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+    check(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device),
+          "cudaDeviceGetAttribute");
     return found;
   }();
   return count;
 }
 
 template <class C>
-void launchTiles(const Product& product, const ProductCall& call,
-                 const HopperTiles& tiles, int rows, cudaStream_t stream) {
+void launchTiles(const Product& product, const ProductCall& call, const HopperTiles& tiles, int rows,
+                 cudaStream_t stream) {
   using T = typename C::T;
   constexpr int kSize = sizeof(T);
   constexpr CUtensorMapDataType type = kSize == 1                   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
@@ -438,14 +439,16 @@ void launchTiles(const Product& product, const ProductCall& call,
     return true;
   }();
   static_cast<void>(ready);
-  const CUtensorMap weights = mapOf(type, kSize, call.weight, product.k, product.n, product.k, C::kOutputs);
+  const CUtensorMap weights =
+      mapOf(type, kSize, call.weight, product.k, product.n, product.k, C::kOutputs);
   const CUtensorMap x = mapOf(type, kSize, call.x, product.k, rows, product.xStride, C::kRows);
   const int rowTiles = static_cast<int>(divideUp(rows, C::kRows));
   const int outputTiles = static_cast<int>(divideUp(product.n, C::kOutputs));
   const int steps = static_cast<int>(divideUp(product.k, C::kColumns));
   const int count = outputTiles * rowTiles;
   const Work work = {product.n, rows, steps, rowTiles, count, tiles.splits, !product.freshWeight};
-  const int blocks = tiles.splits > 1 ? count * tiles.splits : std::min(count, C::kBlocksOfSm * multiprocessors());
+  const int atOnce = C::kBlocksOfSm * multiprocessors();
+  const int blocks = tiles.splits > 1 ? count * tiles.splits : std::min(count, atOnce);
   const Results results = {call.weightScales, call.xScales, product.bias ? call.biasFloats : nullptr,
                            product.residual ? call.residual : nullptr, call.out,
                            product.residualStride, product.outStride,
@@ -460,7 +463,8 @@ bool withOutputs(int outputs, F&& f) {
   const auto with = [&](auto warpgroups, auto blocks) {
     constexpr int kWarpgroups = decltype(warpgroups)::value, kBlocks = decltype(blocks)::value;
     if constexpr (sumsOf<T>(kRows, kBlocks) <= kMostSums) {
-      if (outputs == 64 * kWarpgroups * kBlocks) return f(TypeTag<Config<T, kRows, kWarpgroups, kBlocks>>{}), true;
+      using C = Config<T, kRows, kWarpgroups, kBlocks>;
+      if (outputs == C::kOutputs) return f(TypeTag<C>{}), true;
     }
     return false;
   };
@@ -500,8 +504,11 @@ std::string describe(const HopperTiles& tiles) {
 bool hopperAvailable() {
   int device = 0, major = 0, minor = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
+  const auto read = [&](int& value, cudaDeviceAttr attribute) {
+    check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  };
+  read(major, cudaDevAttrComputeCapabilityMajor);
+  read(minor, cudaDevAttrComputeCapabilityMinor);
   if (major != 9 || minor != 0) return false;
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, hopperProbe), "cudaFuncGetAttributes");
@@ -526,9 +533,9 @@ std::vector<HopperTiles> hopperTiles(const Product& product, int rows) {
     for (int outputs : {64, 128, 256}) {
       for (int splits : {1, 2, 4, 8}) {
         const HopperTiles tiles = {outputs, tile, splits};
-        // Short parts are all ramp, and enough blocks need no splitting.
-        if (splits > 1 && steps < 4 * splits) continue;
-        if (splits > 1 && divideUp(product.n, outputs) * splits > kManyBlocks) continue;
+        // Short parts are all ramp, and what has blocks for every SM need not be split.
+        const bool enough = divideUp(product.n, outputs) * splits > 8 * multiprocessors();
+        if (splits > 1 && (steps < 4 * splits || enough)) continue;
         bool canSplit = false;
         const auto look = [&](auto tag) { canSplit = decltype(tag)::Type::kSplits; };
         if (withConfig(product, tiles, look) && (splits == 1 || canSplit)) list.push_back(tiles);
