@@ -25,13 +25,14 @@ export interface SweepOptions {
   saturatingConcurrency: number;
   seed: number;
   signal?: AbortSignal;
-  /** A point begins; returns what watches it. */
-  onPoint?: (name: string, count: number) => PointWatch;
+  /** A point begins, of `count` requests (NaN where nobody knows); returns what watches it. */
+  onPoint?: (name: string, count: number, times?: readonly number[]) => PointWatch;
 }
 
 /** Sees a point's requests come and go. */
 export interface PointWatch {
   onSend: () => void;
+  onTokens: (count: number) => void;
   onDone: (record: RequestRecord) => void;
   end: () => void;
 }
@@ -120,6 +121,7 @@ async function closedPoint(
     signal: controller.signal,
     observer: {
       onSend: watch?.onSend,
+      onTokens: watch?.onTokens,
       onDone: (record) => {
         done++;
         watch?.onDone(record);
@@ -143,7 +145,7 @@ async function openPoint(
   const name = `${rate.toPrecision(3)} req/s`;
   const controller = new AbortController();
   const unlink = linkAbort(controller, signal);
-  const watch = options.onPoint?.(name, times.length);
+  const watch = options.onPoint?.(name, times.length, times);
   const concurrency: number[] = [];
   const ttft: number[] = [];
   const start = now();
@@ -170,6 +172,7 @@ async function openPoint(
         watch?.onSend();
       },
       onFirstToken: (value) => ttft.push(value),
+      onTokens: watch?.onTokens,
       onDone: (record) => {
         inFlight--;
         watch?.onDone(record);
