@@ -3,7 +3,6 @@ import { test } from 'node:test';
 import { ClientHealth } from '../../src/bench/client-health.js';
 import { compare } from '../../src/bench/compare.js';
 import { goodput } from '../../src/bench/goodput.js';
-import { LiveLine } from '../../src/bench/live-line.js';
 import { htmlReport } from '../../src/bench/report-html.js';
 import { jsonReport, requestLines } from '../../src/bench/report-json.js';
 import { textReport } from '../../src/bench/report-text.js';
@@ -54,6 +53,7 @@ function result(list: RequestRecord[], change: Partial<BenchResult> = {}): Bench
       endpoint: '/v1/completions',
       model: 'm',
       dataset: 'random',
+      workload: 'random (100 in, 10 out)',
       numPrompts: list.length,
       requestRate: 100,
       burstiness: 1,
@@ -178,6 +178,35 @@ test('A run in which everything failed still gives every report', () => {
   assert.match(textReport(result([])), /requests completed/);
 });
 
+test('Compare keeps a figure that is 0 in one of the two, without a ratio', () => {
+  const a = JSON.parse(JSON.stringify(jsonReport(result(records()))));
+  const found = compare(a, { ...a, request_goodput: 0 }).find((one) => one.name === 'goodput')!;
+  assert.ok(found.a > 0);
+  assert.equal(found.b, 0);
+  assert.ok(Number.isNaN(found.ratio));
+  assert.equal(found.verdict, 'no interval');
+});
+
+test('An answer of several tokens in one piece has no TPOT', () => {
+  const list = records({ count: 2 });
+  list[0].tokenTimes = [list[0].intended + 500];
+  assert.equal(summarize(list).latencies.tpot.count, 1);
+  assert.equal(summarize(list).outputTokens, 20);
+});
+
+test('A client without free sockets is the bottleneck', () => {
+  const health = new ClientHealth();
+  health.noteNoSocket();
+  assert.match(health.report().bottleneck ?? '', /1 requests found no free socket/);
+});
+
+test('The reports name the workload with its lengths', () => {
+  const one = result(records());
+  assert.match(textReport(one).split('\n')[0], /: random \(100 in, 10 out\), 100 req\/s, Poisson/);
+  assert.equal(jsonReport(one).workload, 'random (100 in, 10 out)');
+  assert.match(htmlReport(one), /random \(100 in, 10 out\)/);
+});
+
 test('Compare finds a real difference and calls the same thing twice not significant', () => {
   const json = (options: Parameters<typeof records>[0]) =>
     JSON.parse(JSON.stringify(jsonReport(result(records(options)))));
@@ -192,26 +221,4 @@ test('Compare finds a real difference and calls the same thing twice not signifi
   const faster = compare(json({ seed: 2, ttft: 60 }), a).find(({ key }) => key === mean.key);
   assert.equal(faster?.verdict, 'better');
   assert.ok(Math.abs(faster!.ratio * mean.ratio - 1) < 1e-9);
-});
-
-test('The live line tells what is done, in flight and failed, where there is no terminal every quarter', () => {
-  const written: string[] = [];
-  const stream = { isTTY: false, write: (text: string) => written.push(text) };
-  const output = stream as unknown as NodeJS.WriteStream;
-  const live = new LiveLine(8, { title: 'idle', stream: output });
-  const list = records({ count: 5 });
-  for (const record of list) {
-    live.onSend();
-    if (record !== list[0]) live.onDone(record);
-  }
-  live.onDone({ ...list[0], error: { kind: 'refused', message: '' } });
-  live.onSend();
-  assert.match(live.text(), /^idle: 5\/8, .* req\/s, .* tok\/s, 1 in flight, 1 FAILED, .* to go$/);
-  live.end();
-  assert.equal(written.length, 2);
-  assert.match(written[0], /^idle: 2\/8, .*\n$/);
-  assert.match(written[1], /^idle: 4\/8, .*\n$/);
-  const endless = new LiveLine(Number.NaN, { stream: output });
-  for (const record of list) endless.onDone(record);
-  assert.equal(written.length, 2, 'nobody knows the quarters of a run without end');
 });

@@ -68,13 +68,13 @@ function near(actual: number, expected: number, what: string): void {
 
 test('Every statistic agrees with what the server really sent', async () => {
   // Another process may take the core between a send and its arrival, which spoils a percentile;
-  // a wrong statistic is wrong three times.
+  // a wrong statistic is wrong each time.
   for (let attempt = 1; ; attempt++) {
     try {
       await checkStatistics();
       return;
     } catch (error) {
-      if (attempt === 3) throw error;
+      if (attempt === 5) throw error;
     }
   }
 });
