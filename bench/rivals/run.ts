@@ -116,7 +116,8 @@ async function compare(name: string, subject: Subject): Promise<void> {
       ...{ streamCounts, inputTokens, outputTokens, runs },
       vocabSize: model.config.vocabSize,
       // Ours has nothing to choose.
-      choices: (contender) => (contender === 'Millrace' ? ours : rivalChoices(threads)),
+      choices: (contender, streams) =>
+        contender === 'Millrace' ? ours : rivalChoices(threads, streams * inputTokens),
       onProgress: (text) => progress(`${name}, ${text}`),
       onMeasured(rows) {
         progress('');
