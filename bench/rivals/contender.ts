@@ -15,9 +15,13 @@ export interface Workload {
   withMargins?: boolean;
 }
 
+/** Stands for a token that was generated and not told. */
+export const UNSEEN = -1;
+
 export interface Streams {
   /** When the prompts were handed over, in ms. */
   start: number;
+  /** `UNSEEN` where the contender does not tell which it was. */
   tokens: number[][];
   /** When each token reached the caller, on the same clock as `start`. */
   times: number[][];

@@ -7,7 +7,7 @@ import { cell } from './text-table.js';
 const PERIOD = 500;
 /** ms. Rates are of the last so long, or of the whole run while it is younger. */
 const WINDOW = 5000;
-/** ms. A rate over less is chance, and no rate is shown. */
+/** ms. A rate over less is chance, and nothing is made of it. */
 const MIN_SPAN = 250;
 /** ms. Without a terminal, too, a run that comes to no quarter says this often that it lives. */
 const LONGEST_SILENCE = 10_000;
@@ -84,6 +84,8 @@ export class LiveLine {
   /** `rate`: requests a second of late. */
   #toGo(time: number, rate: number): string {
     const elapsed = (time - this.#start) / 1000;
+    if (this.#done === this.#total) return '0 s';
+    if (elapsed * 1000 < MIN_SPAN) return '?';
     let seconds = ((this.#total - this.#done) * elapsed) / this.#done;
     if (this.#times) {
       // Those to come keep to their times; only those due wait for the server.

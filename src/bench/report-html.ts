@@ -79,7 +79,7 @@ function cdf(name: 'ttft' | 'itl', results: readonly (readonly [string, BenchRes
   });
   return lineChart({
     title: `${title}: share of ${name === 'ttft' ? 'requests' : 'gaps'} at or below`,
-    x: `${name.toUpperCase()}, ms (logarithmic)`,
+    x: `${name.toUpperCase()}, ms`,
     y: '%',
     series,
     logX: true,
@@ -193,7 +193,7 @@ const LIGHT = [
   '#c2410c',
   '#15803d',
   '#7e22ce',
-  '#b45309',
+  '#b58900',
   '#0e7490',
   '#be185d',
   '#4b5563',

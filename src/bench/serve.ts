@@ -15,6 +15,7 @@ import { type ServeOptions, serveOptions } from './serve-options.js';
 import { summarize } from './summary.js';
 import { type MeasuredPoint, sweep } from './sweep.js';
 import { firstModel, Target } from './target.js';
+import { cell } from './text-table.js';
 
 /** What the shell is told. */
 export const EXIT = { ok: 0, nothingCompleted: 1, clientBottleneck: 3, interrupted: 130 } as const;
@@ -183,7 +184,7 @@ async function runSweep(
       requests: saturated?.requests.value ?? Number.NaN,
       outputTokens: saturated?.outputTokens.value ?? Number.NaN,
     },
-    notes: [...workload.notes, ...sweepNotes(used, workload)],
+    notes: [...workload.notes, ...sweepNotes(used, workload), ...pastSaturation(points)],
     partial: signal.aborted,
   };
   console.log(sweepReport(result));
@@ -204,6 +205,22 @@ function sweepNotes(used: number, { requests }: LoadedWorkload): string[] {
       : [
           `${prompts} prompts for ${used} requests: those repeated may be found in the prefix cache; give more with --num-prompts`,
         ]),
+  ];
+}
+
+/** A share by which an open loop may pass the saturation by chance. */
+const BY_CHANCE = 1.05;
+
+/** Says so if the server did more in an open loop than when everything was sent at once. */
+function pastSaturation(points: readonly SweepPoint[]): string[] {
+  const rate = (point?: SweepPoint) => point?.result.summary.steady.requests.value ?? Number.NaN;
+  const saturated = rate(points.find(({ name }) => name === 'saturated'));
+  const best = points
+    .filter((point) => point.rate !== null)
+    .reduce<SweepPoint | undefined>((a, b) => (rate(b) > (rate(a) || 0) ? b : a), undefined);
+  if (!best || !(rate(best) > BY_CHANCE * saturated)) return [];
+  return [
+    `at ${best.name} the server did more than with everything at once: saturation is at least ${cell(rate(best))} req/s; another --max-concurrency or a quieter machine may show it`,
   ];
 }
 

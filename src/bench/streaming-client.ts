@@ -83,6 +83,7 @@ class Exchange {
   #failure?: RequestError;
   #answered = false;
   #done = false;
+  #events = 0;
   /** When the bytes being parsed arrived. */
   #arrived = 0;
 
@@ -143,7 +144,9 @@ class Exchange {
     record.end = now();
     if (error) record.error = error;
     else if (record.tokenTimes.length === 0) {
-      record.error = { kind: 'empty_stream', message: 'the stream ended without a token' };
+      const reason = record.finishReason ?? 'none';
+      const message = `the stream ended without a token (finish reason: ${reason})`;
+      record.error = { kind: 'empty_stream', message };
     }
     record.outputTokens = record.usageTokens || record.tokenTimes.length;
     this.#options.signal?.removeEventListener('abort', this.#abort);
@@ -174,7 +177,7 @@ class Exchange {
       // Some servers send no [DONE]; a reason to finish and a whole body are as good.
       const whole = this.#done || (response.complete && this.#record.finishReason !== null);
       if (this.#failure || whole) this.#finish(this.#failure);
-      else this.#finish({ kind: 'broken_stream', message: 'the stream ended before [DONE]' });
+      else this.#finish({ kind: 'broken_stream', message: this.#whatIsMissing(response) });
     });
     // 'close' follows and tells what was missing.
     response.on('error', (error) => {
@@ -182,7 +185,13 @@ class Exchange {
     });
   }
 
+  #whatIsMissing(response: IncomingMessage): string {
+    if (this.#events > 0) return 'the stream ended before [DONE]';
+    return `no event came (content-type: ${response.headers['content-type'] ?? 'none'})`;
+  }
+
   #take(data: string): void {
+    this.#events++;
     if (data === '[DONE]') {
       this.#done = true;
       return;

@@ -149,6 +149,16 @@ describe('The streaming client', () => {
     for (const record of records) assert.equal(record.error, undefined);
   });
 
+  test('tells what kind of answer held no event', async () => {
+    const { url, close } = await rawServer(
+      'HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 7\r\n\r\n<html/>',
+    );
+    const record = await streamRequest({ url, body: {}, intended: now(), agent });
+    await close();
+    assert.equal(record.error?.kind, 'broken_stream');
+    assert.equal(record.error?.message, 'no event came (content-type: text/html)');
+  });
+
   test('calls an answer that is no event stream broken', async () => {
     const { url, close } = await rawServer(
       'HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\ndata: {oops}\n\n',
