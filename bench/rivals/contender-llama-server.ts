@@ -42,28 +42,37 @@ interface Server {
   port: number;
 }
 let running: ChildProcess | undefined;
+/**
+ * Servers that can keep a slot's old prompt in RAM do so whenever the slot gets a new one, in the
+ * time that is measured, though no prompt here comes twice.
+ */
+let withoutPromptCache: Record<string, number> = {};
 process.once('exit', () => running?.kill());
 
-await serveContender(
-  async (): Promise<Contender> =>
-    keepPrepared(`llama.cpp server: ${versionOf(binary)}`, {
-      make: startServer,
-      run: ({ port }, workload) => run(port, workload),
-      async dispose({ child }) {
-        if (child.exitCode !== null) return;
-        const exited = new Promise((resolve) => child.once('exit', resolve));
-        child.kill();
-        await exited;
-      },
-    }),
-);
+await serveContender(async (): Promise<Contender> => {
+  if (answerOf(binary, '--help').includes('--cache-ram')) withoutPromptCache = { '--cache-ram': 0 };
+  return keepPrepared(`llama.cpp server: ${versionOf(binary)}`, {
+    make: startServer,
+    run: ({ port }, workload) => run(port, workload),
+    async dispose({ child }) {
+      if (child.exitCode !== null) return;
+      const exited = new Promise((resolve) => child.once('exit', resolve));
+      child.kill();
+      await exited;
+    },
+  });
+});
 
-/** Older servers print it as an error, with or without lines about the machine before it. */
+/** It is printed to stderr, by some builds after lines about the machine. */
 function versionOf(path: string): string {
-  const { error, stdout, stderr } = spawnSync(path, ['--version'], { encoding: 'utf8' });
-  if (error) throw error;
-  const lines = `${stdout}\n${stderr}`.split('\n');
+  const lines = answerOf(path, '--version').split('\n');
   return lines.find((line) => /version/.test(line))?.trim() ?? 'of unknown version';
+}
+
+function answerOf(path: string, flag: string): string {
+  const { error, stdout, stderr } = spawnSync(path, [flag], { encoding: 'utf8' });
+  if (error) throw error;
+  return `${stdout}\n${stderr}`;
 }
 
 async function startServer(
@@ -81,6 +90,7 @@ async function startServer(
     '--batch-size': batchSize,
     '--ubatch-size': batchSize,
     '--flash-attn': flashAttention ? 'on' : 'off',
+    ...withoutPromptCache,
   };
   const child = spawn(binary, Object.entries(flags).flat().map(String), {
     stdio: ['ignore', 'ignore', 'pipe'],

@@ -39,6 +39,7 @@ const FAKE_SERVER = `#!${process.execPath}
 const { createServer } = require('node:http');
 const flag = (name) => process.argv[process.argv.indexOf(name) + 1];
 if (process.argv.includes('--version')) { console.error('load_backend: x\\nversion: fake'); process.exit(0); }
+if (process.argv.includes('--help')) { console.log('--cache-ram N'); process.exit(0); }
 if (flag('--model') === 'broken') { console.error('no such model'); process.exit(1); }
 createServer((request, response) => {
   if (request.url === '/health') return response.end('{"status":"ok"}');
@@ -46,7 +47,7 @@ createServer((request, response) => {
   request.on('data', (piece) => { text += piece; });
   request.on('end', () => {
     const { prompt, n_predict, ignore_eos, cache_prompt } = JSON.parse(text);
-    if (!ignore_eos || cache_prompt) { response.statusCode = 400; return response.end('wrong'); }
+    if (!ignore_eos || cache_prompt || flag('--cache-ram') !== '0') { response.statusCode = 400; return response.end('wrong'); }
     const count = prompt[0] === 99 ? 1 : n_predict;
     const first = 1000 * flag('--parallel') + prompt.length;
     const say = (event) => response.write('data: ' + JSON.stringify(event) + '\\n\\n');
