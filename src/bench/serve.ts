@@ -14,8 +14,8 @@ import { BENCH_SERVE_FLAGS, BENCH_SERVE_HELP } from './serve-flags.js';
 import { type ServeOptions, serveOptions } from './serve-options.js';
 import { summarize } from './summary.js';
 import { type MeasuredPoint, sweep } from './sweep.js';
+import { sweepNotes } from './sweep-notes.js';
 import { firstModel, Target } from './target.js';
-import { cell } from './text-table.js';
 
 /** What the shell is told. */
 export const EXIT = { ok: 0, nothingCompleted: 1, clientBottleneck: 3, interrupted: 130 } as const;
@@ -158,7 +158,6 @@ async function runSweep(
 ): Promise<number> {
   const points: SweepPoint[] = [];
   const lines: string[] = [];
-  let used = 0;
   const measured = sweep({
     target,
     requests: workload.requests,
@@ -172,7 +171,6 @@ async function runSweep(
   });
   for await (const point of measured) {
     points.push(sweepPoint(point, options, workload, settings, signal.aborted));
-    used += point.records.length;
     if (options.outputRequests) lines.push(requestLines(point.records, point.name));
   }
   const saturated = points.find(({ name }) => name === 'saturated')?.result.summary.steady;
@@ -184,7 +182,7 @@ async function runSweep(
       requests: saturated?.requests.value ?? Number.NaN,
       outputTokens: saturated?.outputTokens.value ?? Number.NaN,
     },
-    notes: [...workload.notes, ...sweepNotes(used, workload), ...pastSaturation(points)],
+    notes: [...workload.notes, ...sweepNotes(points, workload.requests)],
     partial: signal.aborted,
   };
   console.log(sweepReport(result));
@@ -192,36 +190,6 @@ async function runSweep(
   if (options.outputRequests) writeFileSync(options.outputRequests, lines.join(''));
   if (options.outputHtml) writeFileSync(options.outputHtml, htmlReport(result));
   return exitCode(points.map((point) => point.result));
-}
-
-function sweepNotes(used: number, { requests }: LoadedWorkload): string[] {
-  const prompts = requests.length;
-  return [
-    ...(requests[0].at === undefined
-      ? []
-      : ["the trace's lengths at the sweep's own rates: its times are not used"]),
-    ...(used <= prompts
-      ? []
-      : [
-          `${prompts} prompts for ${used} requests: those repeated may be found in the prefix cache; give more with --num-prompts`,
-        ]),
-  ];
-}
-
-/** A share by which an open loop may pass the saturation by chance. */
-const BY_CHANCE = 1.05;
-
-/** Says so if the server did more in an open loop than when everything was sent at once. */
-function pastSaturation(points: readonly SweepPoint[]): string[] {
-  const rate = (point?: SweepPoint) => point?.result.summary.steady.requests.value ?? Number.NaN;
-  const saturated = rate(points.find(({ name }) => name === 'saturated'));
-  const best = points
-    .filter((point) => point.rate !== null)
-    .reduce<SweepPoint | undefined>((a, b) => (rate(b) > (rate(a) || 0) ? b : a), undefined);
-  if (!best || !(rate(best) > BY_CHANCE * saturated)) return [];
-  return [
-    `at ${best.name} the server did more than with everything at once: saturation is at least ${cell(rate(best))} req/s; another --max-concurrency or a quieter machine may show it`,
-  ];
 }
 
 function sweepPoint(

@@ -10,6 +10,7 @@ import type { RequestRecord } from '../../src/bench/request-record.js';
 import type { BenchResult, SweepResult } from '../../src/bench/result.js';
 import { SeededRandom } from '../../src/bench/seeded-random.js';
 import { summarize } from '../../src/bench/summary.js';
+import { sweepNotes } from '../../src/bench/sweep-notes.js';
 
 /** Requests every 10 ms with `tokens` tokens after `ttft`, `gap` apart; noise from the seed. */
 function records(options: { count?: number; ttft?: number; gap?: number; seed?: number } = {}) {
@@ -162,6 +163,23 @@ function assertBalanced(page: string): void {
   }
   assert.deepEqual(open, []);
 }
+
+test('A sweep notes repeated prompts, a trace whose times it does not use, and a saturation measured too low', () => {
+  const point = (name: string, rate: number | null, count: number) => ({
+    ...{ name, rate, overSaturated: false },
+    result: result(records({ count })),
+  });
+  const prompt = { prompt: () => 'x', outputTokens: 1 };
+  const slow = point('saturated', null, 200);
+  slow.result.summary.steady.requests.value = 50;
+  const fast = point('90 req/s', 90, 200);
+  fast.result.summary.steady.requests.value = 80;
+  assert.deepEqual(sweepNotes([slow], new Array(200).fill(prompt)), []);
+  assert.match(sweepNotes([slow], [prompt])[0], /^1 prompts for 200 requests/);
+  assert.match(sweepNotes([], [{ ...prompt, at: 3 }])[0], /its times are not used/);
+  const [note] = sweepNotes([slow, fast], new Array(400).fill(prompt));
+  assert.match(note, /^at 90 req\/s the server did more .* at least 80 req\/s/);
+});
 
 test('A run in which everything failed still gives every report', () => {
   const list = records({ count: 3 });

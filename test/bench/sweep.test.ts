@@ -101,6 +101,21 @@ describe('Sweeps and interruptions', { concurrency: true }, () => {
     assert.equal(names.length, 3);
   });
 
+  test('A sweep of a server that refuses everything ends at once, with its report', async () => {
+    const script = () => ({ status: 500, tokens: 0, firstDelay: 0, gap: 0 });
+    const server = await startFakeServer({ script });
+    const path = join(folder, 'refused.json');
+    const code = await benchServe([
+      ...['--url', server.url, '--random-input-len', '4', '--sweep', '--output-json', path],
+    ]);
+    await server.close();
+    assert.equal(code, EXIT.nothingCompleted);
+    const { sweep: points } = JSON.parse(readFileSync(path, 'utf8'));
+    assert.equal(points.length, 1);
+    assert.equal(points[0].errors_by_kind.server_error, server.seen.length);
+    assert.ok(server.seen.length < 30, `${server.seen.length} requests`);
+  });
+
   test('SIGINT ends a run with a report of what was measured', async () => {
     const server = await startFakeServer({ script: () => ({ tokens: 4, firstDelay: 10, gap: 5 }) });
     const path = join(folder, 'partial.json');
