@@ -85,7 +85,7 @@ export function serveOptions(flags: ParsedFlags<typeof BENCH_SERVE_FLAGS>): Serv
     endpoint: values.endpoint,
     model: values.model,
     tokenizer: values.tokenizer,
-    apiKey: values['api-key'] ?? process.env.OPENAI_API_KEY,
+    apiKey: checkedKey(values['api-key'] ?? process.env.OPENAI_API_KEY),
     headers: Object.fromEntries(values.header.map(keyAndValue)),
     extraBody: values['extra-body'] ?? {},
     ignoreEos: values['ignore-eos'],
@@ -131,6 +131,18 @@ function keyAndValue(pair: string): [string, string] {
     throw expected('a name and a value HTTP allows, as KEY=VALUE,', 'header', pair);
   }
   return [name, value];
+}
+
+/** The message does not repeat the key: terminals and logs keep what they are shown. */
+function checkedKey(key: string | undefined): string | undefined {
+  try {
+    if (key !== undefined) validateHeaderValue('authorization', key);
+    return key;
+  } catch {
+    throw new UsageError(
+      'Expected characters that HTTP allows in a header for --api-key (or OPENAI_API_KEY) but received others, such as a line break',
+    );
+  }
 }
 
 function ramp(values: Flags): Ramp | undefined {

@@ -280,6 +280,13 @@ test('Wrong flags are refused by name', () => {
   }
 });
 
+test('A key with a line break is refused without being repeated', () => {
+  assert.throws(
+    () => optionsOf('--api-key', 'secret\n'),
+    (error: Error) => /--api-key/.test(error.message) && !error.message.includes('secret'),
+  );
+});
+
 test('Flags that would do nothing beside the others are refused', () => {
   const wrong: [string[], RegExp][] = [
     [['--speedup', '2'], /--speedup only with --dataset-name azure, .* received it with random/],
