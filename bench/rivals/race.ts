@@ -1,7 +1,14 @@
 /** The measured runs: all contenders on the same prompts, in turn, at each number of streams. */
 import { SeededRandom } from '../../src/bench/seeded-random.js';
-import type { Contender, Settings, Workload } from './contender.js';
-import { type Choices, describeSettings, type Ranking, rankSettings } from './fastest-settings.js';
+import { type Contender, type Settings, TooSlowError, type Workload } from './contender.js';
+import {
+  type Choices,
+  describeSettings,
+  LEAST_LIMIT,
+  type Ranking,
+  rankSettings,
+  TOO_LONG,
+} from './fastest-settings.js';
 import { type Rates, rates } from './rates.js';
 
 /** Output tokens of the runs that find a contender's settings. */
@@ -53,6 +60,7 @@ export async function race(
         outputTokens,
       });
       rankings.set(`${name} ${streams}`, ranking);
+      onProgress(`${streams} streams: ${name} runs with ${describeSettings(ranking[0].settings)}`);
     }
   }
   const measurements: Measurement[] = [];
@@ -66,24 +74,27 @@ export async function race(
       for (const [name, contender] of order) {
         const where = `run ${run + 1} of ${runs}, ${streams} streams: ${name}`;
         onProgress(where);
-        const measure = async (settings: Settings): Promise<Measurement> => {
+        const ranking = rankings.get(`${name} ${streams}`)!.filter(({ rate }) => rate !== 0);
+        let best: Measurement | undefined;
+        for (const [i, { settings, rate }] of ranking.entries()) {
+          if (best && !(best.endToEnd < BEHIND * rate)) continue;
+          if (i > 0) {
+            onProgress(`${where}, which fell behind, with ${describeSettings(settings)}`);
+          }
           await contender.prepare?.(streams, settings);
-          const result = await contender.run(task, settings);
+          // The last one has to come to its end.
+          const limit = i + 1 < ranking.length ? limitMs(task, rate) : undefined;
+          const result = await contender.run(task, settings, limit).catch(unlessTooSlow);
+          if (!result) continue;
+          const found = rates(result, streams * options.inputTokens);
+          if (best && best.endToEnd >= found.endToEnd) continue;
+          best = { contender: name, streams, run, settings, ...found, firstTokensEqual: 0 };
           firsts.set(
             name,
             result.tokens.map(([first]) => first),
           );
-          const found = rates(result, streams * options.inputTokens);
-          return { contender: name, streams, run, settings, ...found, firstTokensEqual: 0 };
-        };
-        const [fastest, ...fallbacks] = rankings.get(`${name} ${streams}`)!;
-        let best = await measure(fastest);
-        for (const { settings, rate } of fallbacks) {
-          if (best.endToEnd >= BEHIND * rate) continue;
-          onProgress(`${where}, which fell behind, with ${describeSettings(settings)}`);
-          const other = await measure(settings);
-          if (other.endToEnd > best.endToEnd) best = other;
         }
+        if (!best) throw new Error(`${where} came to no end`);
         measured.push(best);
       }
       const [ours] = contenders.keys();
@@ -96,6 +107,15 @@ export async function race(
     }
   }
   return measurements;
+}
+
+/** Of a run for which `rate` is promised. */
+function limitMs({ prompts, outputTokens }: Workload, rate: number): number {
+  return Math.max(LEAST_LIMIT, (TOO_LONG * 1000 * prompts.length * outputTokens) / rate);
+}
+
+function unlessTooSlow(error: unknown): undefined {
+  if (!(error instanceof TooSlowError)) throw error;
 }
 
 function workload(

@@ -3,7 +3,7 @@ import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { startContender } from '../../../bench/rivals/contender.js';
+import { startContender, TooSlowError } from '../../../bench/rivals/contender.js';
 import { samplingParams } from '../../../src/engine/sampling-params.js';
 import { startEngine } from '../../../src/engine/start-engine.js';
 import { root } from '../../helpers/root.js';
@@ -50,6 +50,8 @@ createServer((request, response) => {
     if (!ignore_eos || cache_prompt || flag('--cache-ram') !== '0') { response.statusCode = 400; return response.end('wrong'); }
     const count = prompt[0] === 99 ? 1 : n_predict;
     const first = 1000 * flag('--parallel') + prompt.length;
+    // Never answered.
+    if (prompt[0] === 55) return;
     const say = (event) => response.write('data: ' + JSON.stringify(event) + '\\n\\n');
     for (let i = 0; i < count; i++) {
       // Every second token of a prompt that begins with 7 ends within a character.
@@ -81,6 +83,10 @@ test("llama.cpp's server is started with a slot per stream and read token by tok
   assert.deepEqual(cut.tokens, [[1001, -1, 1003, -1]]);
   assert.equal(cut.times[0].length, 4);
   assert.equal(cut.times[0][1], cut.times[0][2], 'what was not sent came with the next');
+  const stuck = contender.run({ prompts: [[55]], outputTokens: 1 }, SETTINGS, 1000);
+  await assert.rejects(stuck, TooSlowError);
+  const again = await contender.run({ prompts: [[3]], outputTokens: 2 }, SETTINGS, 60_000);
+  assert.deepEqual(again.tokens, [[1001, 1002]], 'it was started anew');
   const short = contender.run({ prompts: [[99]], outputTokens: 3 }, SETTINGS);
   await assert.rejects(short, /1 of 3 tokens/);
 });

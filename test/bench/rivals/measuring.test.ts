@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { agreement, describeAgreement } from '../../../bench/rivals/agreement.js';
-import type { Contender, Settings } from '../../../bench/rivals/contender.js';
+import { type Contender, type Settings, TooSlowError } from '../../../bench/rivals/contender.js';
 import {
   describeSettings,
   rankSettings,
@@ -89,8 +89,8 @@ test('One setting after the other is settled, each made ready before it is timed
     (threads === 1 ? 4 : threads) * (flashAttention ? 1 : 2) * (batchSize === 512 ? 1.5 : 1);
   const contender = paced((settings) => 100 / speed(settings), calls);
   const choices = rivalChoices(3, 1000);
-  assert.deepEqual(choices.threads, [3, 2, 1]);
-  const [best, ...fallbacks] = await rankSettings(contender, choices, TRIAL);
+  assert.deepEqual(choices.threads, [1, 2, 3]);
+  const [{ settings: best }, ...fallbacks] = await rankSettings(contender, choices, TRIAL);
   assert.deepEqual(best, { threads: 1, batchSize: 512, flashAttention: false });
   // With flash attention as in their trials: 100 / 4.5 and 100 / 3 ms a token.
   assert.deepEqual(
@@ -101,13 +101,13 @@ test('One setting after the other is settled, each made ready before it is timed
     ],
   );
   assert.deepEqual(calls.slice(0, 2), [
-    'prepare 1 3 threads, batches of 512, flash attention on',
+    'prepare 1 1 thread, batches of 512, flash attention on',
     'run',
   ]);
   // Nothing left a doubt, so that there were two rounds of each.
   assert.equal(calls.length, 2 * (2 * 3 + 2 * 2 + 2 * 2));
   assert.deepEqual(rivalChoices(2, 512), {
-    ...{ threads: [2, 1], flashAttention: [true, false], batchSize: [512] },
+    ...{ threads: [1, 2], flashAttention: [true, false], batchSize: [512] },
   });
   assert.deepEqual(rivalChoices(1, 1000).threads, [1]);
 });
@@ -118,9 +118,52 @@ test('One lucky trial does not choose what is slow in most', async () => {
   const contender = paced(({ threads }) => (threads === 1 ? 10 : twos++ === 0 ? 5 : 100));
   const choices = { ...rivalChoices(2, 1), flashAttention: [true] };
   const [best, fallback] = await rankSettings(contender, choices, TRIAL);
-  assert.equal(best.threads, 1);
+  assert.equal(best.settings.threads, 1);
   assert.deepEqual([fallback.settings.threads, Math.round(fallback.rate)], [2, 10]);
   assert.equal(twos, 3);
+});
+
+test('Settings whose trial had to be given up are not tried again, nor measured', async () => {
+  const limits: (number | undefined)[] = [];
+  const quick = paced(() => 10);
+  const stuck: Contender = {
+    ...quick,
+    async run(task, settings, limitMs) {
+      if (settings.threads === 1) return quick.run(task, settings);
+      limits.push(limitMs);
+      throw new TooSlowError('stuck');
+    },
+  };
+  const choices = { ...rivalChoices(2, 1), flashAttention: [true] };
+  const [best, given] = await rankSettings(stuck, choices, TRIAL);
+  assert.deepEqual([best.settings.threads, given.settings.threads, given.rate], [1, 2, 0]);
+  assert.deepEqual(limits, [5000]);
+  const contenders = new Map([['rival', stuck]]);
+  const [found] = await race(contenders, {
+    ...{ streamCounts: [1], inputTokens: 3, outputTokens: 40, runs: 1, vocabSize: 100 },
+    choices: () => choices,
+  });
+  assert.deepEqual([found.settings.threads, Math.round(found.endToEnd)], [1, 100]);
+});
+
+test('A measured run that had to be given up is made with the other settings', async () => {
+  const quick = paced(({ threads }) => (threads === 1 ? 10 : 6));
+  let limit: number | undefined;
+  const stuck: Contender = {
+    ...quick,
+    async run(task, settings, limitMs) {
+      if (settings.threads === 1 || task.outputTokens <= 24) return quick.run(task, settings);
+      limit = limitMs;
+      throw new TooSlowError('stuck');
+    },
+  };
+  const [found] = await race(new Map([['rival', stuck]]), {
+    ...{ streamCounts: [1], inputTokens: 3, outputTokens: 4000, runs: 1, vocabSize: 100 },
+    choices: () => ({ ...rivalChoices(2, 1), flashAttention: [true] }),
+  });
+  assert.deepEqual([found.settings.threads, Math.round(found.endToEnd)], [1, 100]);
+  // Four times the 24 s that its trials promised.
+  assert.ok(Math.abs(limit! - 96_000) < 100, `${limit}`);
 });
 
 test('A trial promises the rate of the whole workload: what is longer goes at the rate of decoding', () => {
