@@ -1,5 +1,5 @@
 /** Whether two contenders compute the same model: how far their greedy tokens go together. */
-import type { Streams } from './contender.js';
+import { type Streams, UNSEEN } from './contender.js';
 
 export interface Agreement {
   sequences: number;
@@ -16,12 +16,15 @@ export interface Agreement {
   partings: { sequence: number; token: number; margin: number }[];
 }
 
-/** Compares `ours`, run with margins, with `theirs`. */
+/**
+ * Compares `ours`, run with margins, with `theirs`. A token of theirs that was not told counts as equal:
+ * had it been another, those after it would differ.
+ */
 export function agreement(ours: Streams, theirs: Streams): Agreement {
   const result: Agreement = { sequences: 0, equal: 0, equalTokens: 0, tokens: 0, partings: [] };
   for (const [sequence, tokens] of ours.tokens.entries()) {
     const other = theirs.tokens[sequence];
-    const parting = tokens.findIndex((token, at) => token !== other[at]);
+    const parting = tokens.findIndex((token, at) => token !== other[at] && other[at] !== UNSEEN);
     result.sequences++;
     result.tokens += tokens.length;
     if (parting === -1) {

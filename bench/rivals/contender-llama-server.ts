@@ -3,8 +3,11 @@
  * `/completion` stream (tools/server/README.md of llama.cpp), so its figures hold the cost of HTTP,
  * which the in-process contenders do not pay; a slot per stream, prompts as token ids, no reuse of
  * cached prompts. It is started anew for each setting, since threads and batches are its flags.
+ *
+ * It sends text: a token that ends within a character is not sent, and its text comes with the next
+ * one. `tokens_predicted`, which counts all, tells of those.
  */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { request } from 'node:http';
 import { createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -17,6 +20,7 @@ import {
   type Settings,
   type Streams,
   serveContender,
+  UNSEEN,
   type Workload,
 } from './contender.js';
 import { keepPrepared } from './keep-prepared.js';
@@ -25,30 +29,50 @@ const [binary, modelPath] = process.argv.slice(2);
 const START_LIMIT_MS = 60_000;
 const agent = keepAliveAgent();
 
+/** The fields read of an event of `/completion`. */
+interface StreamEvent {
+  tokens?: number[];
+  /** So far, this event's included. */
+  tokens_predicted?: number;
+  stop?: boolean;
+}
+
 interface Server {
   child: ChildProcess;
   port: number;
 }
 let running: ChildProcess | undefined;
+/**
+ * Servers that can keep a slot's old prompt in RAM do so whenever the slot gets a new one, in the
+ * time that is measured, though no prompt here comes twice.
+ */
+let withoutPromptCache: Record<string, number> = {};
 process.once('exit', () => running?.kill());
 
-await serveContender(
-  async (): Promise<Contender> =>
-    keepPrepared(`llama.cpp server: ${versionOf(binary)}`, {
-      make: startServer,
-      run: ({ port }, workload) => run(port, workload),
-      async dispose({ child }) {
-        if (child.exitCode !== null) return;
-        const exited = new Promise((resolve) => child.once('exit', resolve));
-        child.kill();
-        await exited;
-      },
-    }),
-);
+await serveContender(async (): Promise<Contender> => {
+  if (answerOf(binary, '--help').includes('--cache-ram')) withoutPromptCache = { '--cache-ram': 0 };
+  return keepPrepared(`llama.cpp server: ${versionOf(binary)}`, {
+    make: startServer,
+    run: ({ port }, workload) => run(port, workload),
+    async dispose({ child }) {
+      if (child.exitCode !== null) return;
+      const exited = new Promise((resolve) => child.once('exit', resolve));
+      child.kill();
+      await exited;
+    },
+  });
+});
 
+/** It is printed to stderr, by some builds after lines about the machine. */
 function versionOf(path: string): string {
-  const text = execFileSync(path, ['--version'], { encoding: 'utf8', stdio: 'pipe' });
-  return text.split('\n')[0] || 'of unknown version';
+  const lines = answerOf(path, '--version').split('\n');
+  return lines.find((line) => /version/.test(line))?.trim() ?? 'of unknown version';
+}
+
+function answerOf(path: string, flag: string): string {
+  const { error, stdout, stderr } = spawnSync(path, [flag], { encoding: 'utf8' });
+  if (error) throw error;
+  return `${stdout}\n${stderr}`;
 }
 
 async function startServer(
@@ -66,6 +90,7 @@ async function startServer(
     '--batch-size': batchSize,
     '--ubatch-size': batchSize,
     '--flash-attn': flashAttention ? 'on' : 'off',
+    ...withoutPromptCache,
   };
   const child = spawn(binary, Object.entries(flags).flat().map(String), {
     stdio: ['ignore', 'ignore', 'pipe'],
@@ -130,11 +155,12 @@ function stream(
         let arrived = 0;
         let text = '';
         const parser = new SseParser((data) => {
-          const event = JSON.parse(data) as { tokens?: number[]; stop?: boolean };
-          for (const token of event.stop ? [] : (event.tokens ?? [])) {
-            tokens.push(token);
-            times.push(arrived);
-          }
+          const { stop, tokens: sent = [], ...event } = JSON.parse(data) as StreamEvent;
+          const shown = stop ? [] : sent;
+          const count = event.tokens_predicted ?? tokens.length + shown.length;
+          const unseen = new Array<number>(Math.max(0, count - tokens.length - shown.length));
+          tokens.push(...unseen.fill(UNSEEN), ...shown);
+          while (times.length < tokens.length) times.push(arrived);
         });
         response.on('data', (bytes: Buffer) => {
           arrived = now();

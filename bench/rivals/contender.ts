@@ -4,6 +4,7 @@
  * others; while one is measured the others wait for a message.
  */
 import { type ChildProcess, fork } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
 export interface Workload {
@@ -15,9 +16,13 @@ export interface Workload {
   withMargins?: boolean;
 }
 
+/** Stands for a token that was generated and not told. */
+export const UNSEEN = -1;
+
 export interface Streams {
   /** When the prompts were handed over, in ms. */
   start: number;
+  /** `UNSEEN` where the contender does not tell which it was. */
   tokens: number[][];
   /** When each token reached the caller, on the same clock as `start`. */
   times: number[][];
@@ -36,11 +41,15 @@ export interface Settings {
 export interface Contender {
   /** Name, version, instruction set: one line for the report. */
   readonly description: string;
-  run(workload: Workload, settings: Settings): Promise<Streams>;
+  /** Rejects with `TooSlowError` if it takes longer than `limitMs`. */
+  run(workload: Workload, settings: Settings, limitMs?: number): Promise<Streams>;
   /** Makes everything ready for such a run, outside the measured time. */
   prepare?(streams: number, settings: Settings): Promise<void>;
   close(): Promise<void>;
 }
+
+/** A run was given up. */
+export class TooSlowError extends Error {}
 
 /** Longest context of a stream in tokens; a contender may round it up. */
 export const CONTEXT = 512;
@@ -86,31 +95,58 @@ export async function serveContender(make: () => Promise<Contender>): Promise<vo
   });
 }
 
-/** Starts the contender in `module` (beside this file) with `args` as a process. */
+/**
+ * Starts the contender in `module` (beside this file) with `args` as a process, and anew when a run was
+ * given up.
+ */
 export async function startContender(module: string, args: readonly string[]): Promise<Contender> {
-  const child = fork(fileURLToPath(new URL(module, import.meta.url)), args, {
-    serialization: 'advanced',
-    // A rival's chatter belongs to the progress line, not into the table.
-    stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
-  });
+  const start = () =>
+    fork(fileURLToPath(new URL(module, import.meta.url)), args, {
+      serialization: 'advanced',
+      // A rival's chatter belongs to the progress line, not into the table.
+      stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
+    });
+  let child = start();
   const description = (await reply(child)) as string;
   const ask = (command: Command) => {
     child.send(command);
     return reply(child);
   };
+  const restart = async () => {
+    const exited = new Promise((resolve) => child.once('exit', resolve));
+    child.disconnect();
+    await orKill(child, exited);
+    child = start();
+    await reply(child);
+  };
   return {
     description,
     prepare: async (streams, settings) => void (await ask({ type: 'prepare', streams, settings })),
-    run: async (workload, settings) => (await ask({ type: 'run', workload, settings })) as Streams,
+    async run(workload, settings, limitMs) {
+      const answer = ask({ type: 'run', workload, settings }) as Promise<Streams>;
+      if (limitMs === undefined) return await answer;
+      const stop = new AbortController();
+      const late = sleep(limitMs, undefined, { signal: stop.signal }).catch(() => undefined);
+      const streams = await Promise.race([answer, late]);
+      stop.abort();
+      if (streams) return streams;
+      answer.catch(() => {});
+      await restart();
+      throw new TooSlowError(`${module} took longer than ${Math.round(limitMs)} ms`);
+    },
     async close() {
       const exited = new Promise((resolve) => child.once('exit', resolve));
       await ask({ type: 'close' });
-      // Native threads may keep a process alive that has nothing left to do.
-      const timer = setTimeout(() => child.kill('SIGKILL'), 5000);
-      await exited;
-      clearTimeout(timer);
+      await orKill(child, exited);
     },
   };
+}
+
+/** Native threads may keep a process alive that has nothing left to do. */
+async function orKill(child: ChildProcess, exited: Promise<unknown>): Promise<void> {
+  const timer = setTimeout(() => child.kill('SIGKILL'), 5000);
+  await exited;
+  clearTimeout(timer);
 }
 
 /** The next answer; rejects if the process fails or ends instead. */

@@ -23,8 +23,10 @@ export function raceReport(measurements: readonly Measurement[]): string {
     const prompts = sum(all.map((one) => one.streams));
     return [
       ...streamCounts.map((streams) => {
-        const [{ settings }] = of(name, streams);
-        return `  ${name}, ${streams} streams: ${describeSettings(settings)}`;
+        const used = of(name, streams).map(({ settings }) => describeSettings(settings));
+        const [usual, ...others] = [...new Set(used)];
+        const text = others.map((one) => `; ${count(used, one)} of ${used.length} runs ${one}`);
+        return `  ${name}, ${streams} streams: ${usual}${text.join('')}`;
       }),
       `  ${name}: first token equals ours for ${equal} of ${prompts} prompts`,
     ];
@@ -50,6 +52,10 @@ export function raceReport(measurements: readonly Measurement[]): string {
     }),
   ]);
   return [...lines, textTable(header, rows)].join('\n');
+}
+
+function count(texts: readonly string[], text: string): number {
+  return texts.filter((one) => one === text).length;
 }
 
 /** Median (least - most). */

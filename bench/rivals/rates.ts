@@ -23,3 +23,17 @@ export function rates({ start, times }: Streams, promptTokens: number): Rates {
     prefill: (promptTokens / (lastFirst - start)) * 1000,
   };
 }
+
+/**
+ * The rate end to end of a run in which each stream generates `outputTokens` instead of the
+ * `trialTokens` of this one: what is longer goes at the rate of decoding.
+ */
+export function lengthened(
+  { decode, endToEnd }: Rates,
+  trialTokens: number,
+  outputTokens: number,
+): number {
+  if (Number.isNaN(decode)) return endToEnd;
+  const more = (outputTokens - trialTokens) / decode;
+  return outputTokens / (trialTokens / endToEnd + more);
+}

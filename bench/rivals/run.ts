@@ -104,7 +104,8 @@ async function compare(name: string, subject: Subject): Promise<void> {
     }
     console.log(`\n${name}, ${inputTokens} tokens in, ${outputTokens} out`);
     for (const { description } of contenders.values()) console.log(`  ${description}`);
-    const settings = { threads, batchSize: 512, flashAttention: true };
+    // Tokens do not depend on the threads; one waits for nobody.
+    const settings = { threads: 1, batchSize: 512, flashAttention: true };
     if (subject.prompts) {
       progress(`${name}: comparing greedy tokens`);
       const options = { ...subject, prompts: subject.prompts, settings };
@@ -116,7 +117,8 @@ async function compare(name: string, subject: Subject): Promise<void> {
       ...{ streamCounts, inputTokens, outputTokens, runs },
       vocabSize: model.config.vocabSize,
       // Ours has nothing to choose.
-      choices: (contender) => (contender === 'Millrace' ? ours : rivalChoices(threads)),
+      choices: (contender, streams) =>
+        contender === 'Millrace' ? ours : rivalChoices(threads, streams * inputTokens),
       onProgress: (text) => progress(`${name}, ${text}`),
       onMeasured(rows) {
         progress('');

@@ -32,6 +32,7 @@ export interface HealthReport {
 
 export class ClientHealth {
   readonly #late: number[] = [];
+  #noSocket = 0;
   readonly #delay = monitorEventLoopDelay({ resolution: 5 });
   readonly #start = performance.eventLoopUtilization();
   #second = this.#start;
@@ -45,6 +46,10 @@ export class ClientHealth {
 
   noteSend(late: number): void {
     this.#late.push(late);
+  }
+
+  noteNoSocket(): void {
+    this.#noSocket++;
   }
 
   #tick(): void {
@@ -69,7 +74,11 @@ export class ClientHealth {
       lateMax: percentile(this.#late, 100),
     };
     const lateSends = this.#late.filter((late) => late > MAX_LATE).length;
-    report.bottleneck = verdict(report, lateSends, active + idle >= MIN_WATCH);
+    report.bottleneck = verdict(report, {
+      lateSends,
+      noSocket: this.#noSocket,
+      watchedLong: active + idle >= MIN_WATCH,
+    });
     return report;
   }
 }
@@ -77,10 +86,11 @@ export class ClientHealth {
 /** The sentence that goes first in every report, if the client was the bottleneck. */
 function verdict(
   health: HealthReport,
-  lateSends: number,
-  watchedLong: boolean,
+  seen: { lateSends: number; noSocket: number; watchedLong: boolean },
 ): string | undefined {
+  const { lateSends, noSocket, watchedLong } = seen;
   const faults: string[] = [];
+  if (noSocket > 0) faults.push(`${noSocket} requests found no free socket on its machine`);
   if (health.lateP99 > MAX_LATE && lateSends >= MIN_LATE_SENDS) {
     faults.push(`1 % of the requests were sent more than ${health.lateP99.toFixed(0)} ms late`);
   }

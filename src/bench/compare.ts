@@ -16,7 +16,7 @@ export interface Comparison {
   name: string;
   a: number;
   b: number;
-  /** b / a */
+  /** b / a; NaN where one of them is 0. */
   ratio: number;
   interval?: Interval;
   /** `better`: B is better than A by more than chance. */
@@ -49,9 +49,13 @@ type Report = Record<string, unknown>;
 
 /** One entry for each figure that both have. */
 export function compare(a: Report, b: Report): Comparison[] {
-  return FIGURES.flatMap(({ key, name, more }) => {
+  return FIGURES.flatMap(({ key, name, more }): Comparison[] => {
     const [x, y] = [a[key], b[key]];
-    if (typeof x !== 'number' || typeof y !== 'number' || x <= 0 || y <= 0) return [];
+    if (typeof x !== 'number' || typeof y !== 'number') return [];
+    if (x <= 0 || y <= 0) {
+      const verdict = x === y ? 'not significant' : 'no interval';
+      return [{ key, name, a: x, b: y, ratio: Number.NaN, verdict }];
+    }
     const ratio = y / x;
     const interval = ratioInterval(ratio, a[`ci95_${key}`], b[`ci95_${key}`]);
     const less = more === 'better' ? 'worse' : 'better';
@@ -85,13 +89,14 @@ export function compareFiles(pathA: string, pathB: string): string {
     name,
     cell(x),
     cell(y),
-    ratio.toFixed(3),
+    Number.isNaN(ratio) ? '-' : ratio.toFixed(3),
     interval ? `${interval[0].toFixed(3)} - ${interval[1].toFixed(3)}` : '-',
     verdict === 'better' || verdict === 'worse' ? `B is ${verdict}` : verdict,
   ]);
   const differing = [
     'model_id',
-    'dataset',
+    'endpoint',
+    'workload',
     'seed',
     'num_prompts',
     'request_rate',

@@ -54,5 +54,6 @@ export function goodput(records: readonly RequestRecord[], slos: Slos): GoodputR
 function meets(record: RequestRecord, name: SloMetric, bound: number): boolean {
   if (name === 'ttft') return ttft(record) <= bound;
   if (name === 'e2el') return e2e(record) <= bound;
-  return record.outputTokens < 2 || tpot(record) <= bound;
+  const value = tpot(record);
+  return Number.isNaN(value) || value <= bound;
 }

@@ -1,4 +1,5 @@
 /** From the flags to the list of requests and the times they are meant to be sent. */
+import { basename } from 'node:path';
 import { loadTokenizer } from '../tokenizer/load-tokenizer.js';
 import type { Tokenizer } from '../tokenizer/tokenizer.js';
 import { arrivalTimes } from './arrivals.js';
@@ -6,6 +7,7 @@ import { SeededRandom } from './seeded-random.js';
 import type { ServeOptions } from './serve-options.js';
 import { azureWorkload } from './workloads/azure.js';
 import { burstGptWorkload } from './workloads/burstgpt.js';
+import { lengthsText } from './workloads/lengths.js';
 import { mooncakeWorkload } from './workloads/mooncake.js';
 import { mtBenchWorkload } from './workloads/mt-bench.js';
 import { promptsFileWorkload } from './workloads/prompts-file.js';
@@ -14,6 +16,8 @@ import { shareGptWorkload } from './workloads/sharegpt.js';
 import { tokenRange, type Workload, type WorkloadRequest } from './workloads/workload.js';
 
 export interface LoadedWorkload extends Workload {
+  /** In the words of a report, with the lengths or the file. */
+  description: string;
   /** Where its prompts go. */
   endpoint: string;
   /** Random prompts and traces run to the length asked for. */
@@ -38,6 +42,7 @@ export async function loadWorkload(options: ServeOptions): Promise<LoadedWorkloa
   const chat = options.dataset === 'mt-bench' || workload.requests.some(hasMessages(options));
   return {
     ...workload,
+    description: describe(options),
     endpoint: options.endpoint ?? (chat ? '/v1/chat/completions' : '/v1/completions'),
     ignoreEos: options.ignoreEos ?? !['custom', 'sharegpt', 'mt-bench'].includes(options.dataset),
     decode: tokenizer && ((ids) => tokenizer.decode(ids)),
@@ -71,6 +76,22 @@ function readWorkload(options: ServeOptions, tokenizer?: Tokenizer): Workload {
       return mooncakeWorkload(path, { seed, vocabulary, jitter: options.traceJitter });
     }
   }
+}
+
+function describe(options: ServeOptions): string {
+  const { dataset, datasetPath, input, output, outputTokens } = options;
+  const { prefixTokens, prefixShare, prefixes } = options;
+  if (dataset !== 'random') {
+    const length = outputTokens === undefined ? '' : `, ${outputTokens} out`;
+    return `${dataset} (${basename(datasetPath ?? '')}${length})`;
+  }
+  const shared = `${prefixes} ${prefixes === 1 ? 'prefix' : 'prefixes'} of ${prefixShare * 100} %`;
+  return `random (${[
+    `${lengthsText(input)} in`,
+    `${lengthsText(output)} out`,
+    ...(prefixTokens > 0 ? [`after ${prefixTokens} common ones`] : []),
+    ...(prefixShare > 0 ? [shared] : []),
+  ].join(', ')})`;
 }
 
 /** Cuts or repeats the requests to `count`; traces, which have times, are only cut. */

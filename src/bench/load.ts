@@ -23,6 +23,7 @@ export interface Load {
 export interface LoadObserver {
   onSend?: () => void;
   onFirstToken?: (ttft: number) => void;
+  onTokens?: (count: number) => void;
   onDone?: (record: RequestRecord) => void;
 }
 
@@ -45,18 +46,23 @@ export async function runLoad(
   const health = new ClientHealth();
   const prepare = (index: number) => {
     let intendedAt = 0;
-    const onFirstToken = observer?.onFirstToken;
-    const send = target.prepare(request(index), {
-      signal,
-      onFirstToken: onFirstToken && (() => onFirstToken(now() - intendedAt)),
-    });
+    let started = false;
+    const onTokens = (count: number) => {
+      if (!started) observer?.onFirstToken?.(now() - intendedAt);
+      started = true;
+      observer?.onTokens?.(count);
+    };
+    const send = target.prepare(request(index), { signal, onTokens: observer && onTokens });
     return (intended: number) => {
       intendedAt = intended;
       observer?.onSend?.();
       return send(intended);
     };
   };
-  const onDone = (record: RequestRecord) => observer?.onDone?.(record);
+  const onDone = (record: RequestRecord) => {
+    if (record.error?.kind === 'no_socket') health.noteNoSocket();
+    observer?.onDone?.(record);
+  };
   const records = times
     ? await openLoop({
         times,

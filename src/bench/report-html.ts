@@ -13,7 +13,7 @@ function runPage(result: BenchResult): string {
   const { settings, health, partial } = result;
   return page({
     title: settings.label,
-    subtitle: `${settings.model} at ${settings.url}${settings.endpoint}: ${settings.dataset}, ${loadText(settings)}`,
+    subtitle: `${settings.model} at ${settings.url}${settings.endpoint}: ${settings.workload}, ${loadText(settings)}`,
     date: result.date,
     warnings: warnings(health.bottleneck, partial),
     tiles: tiles(result),
@@ -30,7 +30,7 @@ function sweepPage(sweep: SweepResult): string {
   const bottleneck = points.find((point) => point.result.health.bottleneck)?.result.health;
   return page({
     title: settings.label,
-    subtitle: `${settings.model} at ${settings.url}${settings.endpoint}: ${settings.dataset}, from idle to saturation`,
+    subtitle: `${settings.model} at ${settings.url}${settings.endpoint}: ${settings.workload}, from idle to saturation`,
     date: sweep.date,
     warnings: warnings(bottleneck?.bottleneck, sweep.partial),
     tiles: [
@@ -79,7 +79,7 @@ function cdf(name: 'ttft' | 'itl', results: readonly (readonly [string, BenchRes
   });
   return lineChart({
     title: `${title}: share of ${name === 'ttft' ? 'requests' : 'gaps'} at or below`,
-    x: `${name.toUpperCase()}, ms (logarithmic)`,
+    x: `${name.toUpperCase()}, ms`,
     y: '%',
     series,
     logX: true,
@@ -193,7 +193,7 @@ const LIGHT = [
   '#c2410c',
   '#15803d',
   '#7e22ce',
-  '#b45309',
+  '#b58900',
   '#0e7490',
   '#be185d',
   '#4b5563',

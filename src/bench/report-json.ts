@@ -12,7 +12,7 @@ export function jsonReport(result: BenchResult): Record<string, unknown> {
   const { steady, goodput, timeline } = summary;
   return {
     date: result.date,
-    backend: 'openai',
+    backend: settings.endpoint.endsWith('chat/completions') ? 'openai-chat' : 'openai',
     label: settings.label,
     model_id: settings.model,
     num_prompts: settings.numPrompts,
@@ -47,6 +47,7 @@ export function jsonReport(result: BenchResult): Record<string, unknown> {
     url: settings.url,
     endpoint: settings.endpoint,
     dataset: settings.dataset,
+    workload: settings.workload,
     seed: settings.seed,
     speedup: settings.speedup ?? null,
     partial: result.partial,
@@ -120,8 +121,11 @@ export function sweepJson(sweep: SweepResult): Record<string, unknown> {
   };
 }
 
-/** One line for each request; times in ms from the first intended one. */
-export function requestLines(records: readonly RequestRecord[]): string {
+/**
+ * One line for each request; times in ms from the first intended one. `point`: of a sweep, which the
+ * requests belong to.
+ */
+export function requestLines(records: readonly RequestRecord[], point?: string): string {
   const start = records.reduce(
     (least, record) => Math.min(least, record.intended),
     Number.POSITIVE_INFINITY,
@@ -130,6 +134,7 @@ export function requestLines(records: readonly RequestRecord[]): string {
   return records
     .map((record, index) => {
       const line = {
+        point,
         index,
         intended_ms: since(record.intended),
         sent_ms: since(record.sent),

@@ -9,7 +9,7 @@ export function textReport({ settings, summary, health, notes, partial }: BenchR
     [
       ...(health.bottleneck ? [health.bottleneck] : []),
       ...(partial ? ['INTERRUPTED: the figures are of the requests sent until then.'] : []),
-      `${settings.model} at ${settings.url}${settings.endpoint}: ${settings.dataset}, ${loadText(settings)}, seed ${settings.seed}`,
+      `${settings.model} at ${settings.url}${settings.endpoint}: ${settings.workload}, ${loadText(settings)}, seed ${settings.seed}`,
     ].join('\n'),
     textTable(['', 'value', '95 % interval'], throughputRows(summary)),
     textTable(
@@ -105,7 +105,7 @@ function noteLines(summary: Summary, notes: readonly string[]): string[] {
   }
   if (usageMismatches > 0) {
     lines.push(
-      `${usageMismatches} answers whose usage and stream tell different numbers of tokens; usage is taken. Servers that return ids show every token: --extra-body '{"return_token_ids":true}'`,
+      `${usageMismatches} answers whose usage and stream tell different numbers of tokens: usage is taken, ITL lacks the tokens not seen. Servers that return ids show every token: --extra-body '{"return_token_ids":true}'`,
     );
   }
   if (usageMissing > 0)
@@ -140,7 +140,7 @@ export function sweepReport(sweep: SweepResult): string {
   return [
     ...(bottleneck?.bottleneck ? [bottleneck.bottleneck] : []),
     ...(partial ? ['INTERRUPTED: the sweep is not complete.'] : []),
-    `${settings.model} at ${settings.url}${settings.endpoint}: ${settings.dataset}, seed ${settings.seed}`,
+    `${settings.model} at ${settings.url}${settings.endpoint}: ${settings.workload}, seed ${settings.seed}`,
     `saturation: ${cell(saturation.requests)} req/s, ${cell(saturation.outputTokens)} output tok/s`,
     '',
     textTable([...header, 'SLOs met', 'failed', 'TTFT p50, log scale'], rows),

@@ -25,6 +25,7 @@ export interface RequestRecord {
 
 /** How a request can fail. The order is that of the reports. */
 export const ERROR_KINDS = [
+  'no_socket',
   'refused',
   'throttled',
   'client_error',
@@ -36,8 +37,9 @@ export const ERROR_KINDS = [
 ] as const;
 
 /**
- * A failed request is counted by kind and never as a fast one. `empty_stream`: the answer ended
- * well but held no token; `aborted`: the load generator itself gave up on it.
+ * A failed request is counted by kind and never as a fast one. `no_socket`: the load generator's
+ * machine had no file descriptor or port left; `empty_stream`: the answer ended well but held no
+ * token; `aborted`: the load generator itself gave up on it.
  */
 export interface RequestError {
   kind: (typeof ERROR_KINDS)[number];
@@ -49,10 +51,13 @@ export function ttft(record: RequestRecord): number {
   return record.tokenTimes[0] - record.intended;
 }
 
-/** Milliseconds a token after the first: (last - first) / (n - 1). NaN for fewer than two tokens. */
+/**
+ * Milliseconds a token after the first: (last - first) / (n - 1). NaN for fewer than two tokens, and
+ * where the stream came in one piece: nobody saw them apart.
+ */
 export function tpot(record: RequestRecord): number {
   const { tokenTimes, outputTokens } = record;
-  if (outputTokens < 2) return Number.NaN;
+  if (outputTokens < 2 || tokenTimes.length < 2) return Number.NaN;
   return (tokenTimes[tokenTimes.length - 1] - tokenTimes[0]) / (outputTokens - 1);
 }
 

@@ -9,6 +9,8 @@ export interface Settings {
   endpoint: string;
   model: string;
   dataset: string;
+  /** The dataset with its lengths or its file. */
+  workload: string;
   numPrompts: number;
   /** Requests a second; Infinity for a closed loop, null for a trace's own times. */
   requestRate: number | null;

@@ -7,6 +7,7 @@ import {
   HELP_FLAG,
   integer,
   number,
+  outputFile,
   parsed,
   seconds,
   string,
@@ -226,17 +227,12 @@ export const BENCH_SERVE_FLAGS = {
     help: 'Names the measurement in reports.',
     default: 'millrace bench',
   }),
-  'output-json': string({ group: FIGURES, help: 'Write the figures.', placeholder: 'FILE' }),
-  'output-requests': string({
+  'output-json': outputFile({ group: FIGURES, help: 'Write the figures.' }),
+  'output-requests': outputFile({
     group: FIGURES,
     help: 'Write the times of every request as JSON lines.',
-    placeholder: 'FILE',
   }),
-  'output-html': string({
-    group: FIGURES,
-    help: 'Write a page with charts.',
-    placeholder: 'FILE',
-  }),
+  'output-html': outputFile({ group: FIGURES, help: 'Write a page with charts.' }),
   help: HELP_FLAG,
 } as const;
 

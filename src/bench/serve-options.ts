@@ -1,8 +1,10 @@
 /** What `millrace bench serve` is asked to do. */
+import { validateHeaderName, validateHeaderValue } from 'node:http';
 import { expected, type FlagValues, UsageError } from '../flags/flag.js';
 import type { ParsedFlags } from '../flags/parse-flags.js';
 import type { Ramp } from './arrivals.js';
 import { parseSlos, type Slos } from './goodput.js';
+import { refuseIdleFlags } from './idle-flags.js';
 import type { BENCH_SERVE_FLAGS, Dataset } from './serve-flags.js';
 import { type Lengths, widen } from './workloads/lengths.js';
 
@@ -55,10 +57,8 @@ export interface ServeOptions {
 type Flags = FlagValues<typeof BENCH_SERVE_FLAGS>;
 
 /** Throws UsageError naming the flag at fault. */
-export function serveOptions({
-  values,
-  positionals,
-}: ParsedFlags<typeof BENCH_SERVE_FLAGS>): ServeOptions {
+export function serveOptions(flags: ParsedFlags<typeof BENCH_SERVE_FLAGS>): ServeOptions {
+  const { values, positionals } = flags;
   // vLLM's --goodput takes several values, which the parser hands out as positionals.
   const stray = positionals.find(
     (word) => !/^[a-z0-9]+:/.test(word) || values.goodput.length === 0,
@@ -68,18 +68,24 @@ export function serveOptions({
   }
   const given = values.url ?? values['base-url'];
   const url = given?.replace(/\/+$/, '').replace(/\/v1$/, '');
-  if (!url || !/^https?:\/\//.test(url)) throw expected('an http address', 'url', given);
+  if (!url || !/^https?:\/\//.test(url) || !URL.canParse(url)) {
+    throw expected('an http address', 'url', given);
+  }
+  if (values.endpoint !== undefined && !/^\/\S*$/.test(values.endpoint)) {
+    throw expected('a path like /v1/completions', 'endpoint', values.endpoint);
+  }
   const dataset = values['dataset-name'];
   if (dataset !== 'random' && !values['dataset-path']) {
     throw expected(`a file for ${dataset}`, 'dataset-path', undefined);
   }
+  refuseIdleFlags(flags);
   const ratio = values['random-range-ratio'];
   return {
     url,
     endpoint: values.endpoint,
     model: values.model,
     tokenizer: values.tokenizer,
-    apiKey: values['api-key'] ?? process.env.OPENAI_API_KEY,
+    apiKey: checkedKey(values['api-key'] ?? process.env.OPENAI_API_KEY),
     headers: Object.fromEntries(values.header.map(keyAndValue)),
     extraBody: values['extra-body'] ?? {},
     ignoreEos: values['ignore-eos'],
@@ -117,15 +123,31 @@ export function serveOptions({
 
 function keyAndValue(pair: string): [string, string] {
   const at = pair.indexOf('=');
-  return [pair.slice(0, at).trim(), pair.slice(at + 1).trim()];
+  const [name, value] = [pair.slice(0, at).trim(), pair.slice(at + 1).trim()];
+  try {
+    validateHeaderName(name);
+    validateHeaderValue(name, value);
+  } catch {
+    throw expected('a name and a value HTTP allows, as KEY=VALUE,', 'header', pair);
+  }
+  return [name, value];
+}
+
+/** The message does not repeat the key: terminals and logs keep what they are shown. */
+function checkedKey(key: string | undefined): string | undefined {
+  try {
+    if (key !== undefined) validateHeaderValue('authorization', key);
+    return key;
+  } catch {
+    throw new UsageError(
+      'Expected characters that HTTP allows in a header for --api-key (or OPENAI_API_KEY) but received others, such as a line break',
+    );
+  }
 }
 
 function ramp(values: Flags): Ramp | undefined {
   const strategy = values['ramp-up-strategy'];
   if (strategy === undefined) return undefined;
-  if (values['request-rate'] !== undefined) {
-    throw new UsageError('Expected --ramp-up-strategy or --request-rate, not both');
-  }
   const rps = (name: 'ramp-up-start-rps' | 'ramp-up-end-rps') => {
     const rate = values[name];
     if (rate === undefined) throw expected('a rate for --ramp-up-strategy', name, undefined);

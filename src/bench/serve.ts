@@ -9,12 +9,12 @@ import { intendedTimes, type LoadedWorkload, loadWorkload } from './load-workloa
 import { htmlReport } from './report-html.js';
 import { jsonReport, requestLines, sweepJson } from './report-json.js';
 import { sweepReport, textReport } from './report-text.js';
-import type { RequestRecord } from './request-record.js';
 import type { BenchResult, Settings, SweepPoint, SweepResult } from './result.js';
 import { BENCH_SERVE_FLAGS, BENCH_SERVE_HELP } from './serve-flags.js';
 import { type ServeOptions, serveOptions } from './serve-options.js';
 import { summarize } from './summary.js';
 import { type MeasuredPoint, sweep } from './sweep.js';
+import { sweepNotes } from './sweep-notes.js';
 import { firstModel, Target } from './target.js';
 
 /** What the shell is told. */
@@ -91,6 +91,7 @@ function describe(options: ServeOptions, workload: LoadedWorkload, target: Targe
     endpoint: workload.endpoint,
     model: target.options.model,
     dataset: workload.name,
+    workload: workload.description,
     numPrompts: workload.requests.length,
     requestRate: fromTrace ? null : (requestRate ?? Number.POSITIVE_INFINITY),
     burstiness: options.burstiness,
@@ -126,7 +127,7 @@ async function runOnce(
   const { requests, notes } = workload;
   const times = intendedTimes(requests, options);
   const load = { count: requests.length, request: (index: number) => requests[index] };
-  const live = new LiveLine(requests.length);
+  const live = new LiveLine(requests.length, { times });
   const { maxConcurrency } = options;
   const { records, health, aborted } = await runLoad({ ...load, times, maxConcurrency }, target, {
     signal,
@@ -156,7 +157,7 @@ async function runSweep(
   signal: AbortSignal,
 ): Promise<number> {
   const points: SweepPoint[] = [];
-  const records: RequestRecord[] = [];
+  const lines: string[] = [];
   const measured = sweep({
     target,
     requests: workload.requests,
@@ -166,11 +167,11 @@ async function runSweep(
     saturatingConcurrency: options.maxConcurrency ?? SATURATING,
     seed: options.seed,
     signal,
-    onPoint: (name, count) => new LiveLine(count, { title: name }),
+    onPoint: (title, count, times) => new LiveLine(count, { title, times }),
   });
   for await (const point of measured) {
     points.push(sweepPoint(point, options, workload, settings, signal.aborted));
-    records.push(...point.records);
+    if (options.outputRequests) lines.push(requestLines(point.records, point.name));
   }
   const saturated = points.find(({ name }) => name === 'saturated')?.result.summary.steady;
   const result: SweepResult = {
@@ -181,21 +182,14 @@ async function runSweep(
       requests: saturated?.requests.value ?? Number.NaN,
       outputTokens: saturated?.outputTokens.value ?? Number.NaN,
     },
-    notes: [...workload.notes, ...repeats(records.length, workload.requests.length)],
+    notes: [...workload.notes, ...sweepNotes(points, workload.requests)],
     partial: signal.aborted,
   };
   console.log(sweepReport(result));
   if (options.outputJson) writeJson(options.outputJson, sweepJson(result));
-  if (options.outputRequests) writeFileSync(options.outputRequests, requestLines(records));
+  if (options.outputRequests) writeFileSync(options.outputRequests, lines.join(''));
   if (options.outputHtml) writeFileSync(options.outputHtml, htmlReport(result));
   return exitCode(points.map((point) => point.result));
-}
-
-function repeats(used: number, prompts: number): string[] {
-  if (used <= prompts) return [];
-  return [
-    `${prompts} prompts for ${used} requests: those repeated may be found in the prefix cache; give more with --num-prompts`,
-  ];
 }
 
 function sweepPoint(

@@ -28,8 +28,8 @@ export interface StreamingRequest {
   timeout?: number;
   /** Ends the request with an error of kind `aborted`. */
   signal?: AbortSignal;
-  /** Called when the first token arrives. */
-  onFirstToken?: () => void;
+  /** Called when tokens arrive, with their number. */
+  onTokens?: (count: number) => void;
 }
 
 /** An agent that opens as many connections as there are requests and keeps them. */
@@ -69,8 +69,9 @@ const NOT_CONNECTED = new Set([
   'ENOTFOUND',
   'EAI_AGAIN',
   'ETIMEDOUT',
-  'EMFILE',
 ]);
+/** Codes of a client that ran out of file descriptors or ports. */
+const NO_SOCKET = new Set(['EMFILE', 'ENFILE', 'EADDRNOTAVAIL', 'ENOBUFS']);
 
 /** One request and its answer. */
 class Exchange {
@@ -82,6 +83,7 @@ class Exchange {
   #failure?: RequestError;
   #answered = false;
   #done = false;
+  #events = 0;
   /** When the bytes being parsed arrived. */
   #arrived = 0;
 
@@ -124,8 +126,7 @@ class Exchange {
         if (this.#record.end === 0) this.send(true);
         return;
       }
-      const refused = NOT_CONNECTED.has(error.code ?? '');
-      this.#finish({ kind: refused ? 'refused' : 'broken_stream', message: error.message });
+      this.#finish({ kind: kindOfCode(error.code ?? ''), message: error.message });
     });
     if (signal?.aborted) this.#abort();
     else if (!again) signal?.addEventListener('abort', this.#abort);
@@ -143,7 +144,9 @@ class Exchange {
     record.end = now();
     if (error) record.error = error;
     else if (record.tokenTimes.length === 0) {
-      record.error = { kind: 'empty_stream', message: 'the stream ended without a token' };
+      const reason = record.finishReason ?? 'none';
+      const message = `the stream ended without a token (finish reason: ${reason})`;
+      record.error = { kind: 'empty_stream', message };
     }
     record.outputTokens = record.usageTokens || record.tokenTimes.length;
     this.#options.signal?.removeEventListener('abort', this.#abort);
@@ -174,7 +177,7 @@ class Exchange {
       // Some servers send no [DONE]; a reason to finish and a whole body are as good.
       const whole = this.#done || (response.complete && this.#record.finishReason !== null);
       if (this.#failure || whole) this.#finish(this.#failure);
-      else this.#finish({ kind: 'broken_stream', message: 'the stream ended before [DONE]' });
+      else this.#finish({ kind: 'broken_stream', message: this.#whatIsMissing(response) });
     });
     // 'close' follows and tells what was missing.
     response.on('error', (error) => {
@@ -182,7 +185,13 @@ class Exchange {
     });
   }
 
+  #whatIsMissing(response: IncomingMessage): string {
+    if (this.#events > 0) return 'the stream ended before [DONE]';
+    return `no event came (content-type: ${response.headers['content-type'] ?? 'none'})`;
+  }
+
   #take(data: string): void {
+    this.#events++;
     if (data === '[DONE]') {
       this.#done = true;
       return;
@@ -193,7 +202,7 @@ class Exchange {
       this.#failure ??= { kind: 'server_error', message: event.error };
       return;
     }
-    if (event.tokens > 0 && record.tokenTimes.length === 0) this.#options.onFirstToken?.();
+    if (event.tokens > 0) this.#options.onTokens?.(event.tokens);
     for (let i = 0; i < event.tokens; i++) record.tokenTimes.push(this.#arrived);
     if (event.tokenIds) record.tokenIds.push(...event.tokenIds);
     if (event.finishReason !== undefined) record.finishReason = event.finishReason;
@@ -215,6 +224,11 @@ class Exchange {
       this.#finish({ kind: kindOfStatus(status), message: `${status} ${text}`.trim() }),
     );
   }
+}
+
+function kindOfCode(code: string): RequestError['kind'] {
+  if (NO_SOCKET.has(code)) return 'no_socket';
+  return NOT_CONNECTED.has(code) ? 'refused' : 'broken_stream';
 }
 
 function kindOfStatus(status: number): RequestError['kind'] {

@@ -24,7 +24,8 @@ export interface ChartOptions {
 const WIDTH = 360;
 const HEIGHT = 232;
 const LEFT = 52;
-const RIGHT = 10;
+/** Half of the longest mark, which stands under the end of the axis. */
+const RIGHT = 18;
 const TOP = 10;
 const BOTTOM = 36;
 
@@ -58,7 +59,7 @@ export function lineChart(options: ChartOptions): string {
       const at = round(up.place(tick));
       return `<path class="grid" d="M${LEFT} ${at}H${WIDTH - RIGHT}"/><text x="${LEFT - 5}" y="${at + 3.5}" text-anchor="end">${tickText(tick)}</text>`;
     }),
-    `<text class="axis" x="${(LEFT + WIDTH - RIGHT) / 2}" y="${HEIGHT - 6}" text-anchor="middle">${escapeHtml(x)}</text>`,
+    `<text class="axis" x="${(LEFT + WIDTH - RIGHT) / 2}" y="${HEIGHT - 6}" text-anchor="middle">${escapeHtml(x)}${across.log ? ' (logarithmic)' : ''}</text>`,
     `<text class="axis" transform="translate(11 ${(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor="middle">${escapeHtml(y)}</text>`,
   ];
   const lines = series.map((one, index) => {
@@ -102,7 +103,7 @@ function axis(values: readonly number[], wantLog: boolean, from: number, to: num
   const scale = (value: number) => (log ? Math.log(value) : value);
   const place = (value: number) =>
     from + ((scale(value) - scale(low)) / (scale(high) - scale(low))) * (to - from);
-  return { ticks, place };
+  return { ticks, place, log };
 }
 
 /** About five ticks at 1, 2 or 5 times a power of ten. */

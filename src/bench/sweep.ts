@@ -25,13 +25,14 @@ export interface SweepOptions {
   saturatingConcurrency: number;
   seed: number;
   signal?: AbortSignal;
-  /** A point begins; returns what watches it. */
-  onPoint?: (name: string, count: number) => PointWatch;
+  /** A point begins, of `count` requests (NaN where nobody knows); returns what watches it. */
+  onPoint?: (name: string, count: number, times?: readonly number[]) => PointWatch;
 }
 
 /** Sees a point's requests come and go. */
 export interface PointWatch {
   onSend: () => void;
+  onTokens: (count: number) => void;
   onDone: (record: RequestRecord) => void;
   end: () => void;
 }
@@ -59,7 +60,13 @@ const MIN_LEFT = 4;
 /** ms for the server to clear away what was cut off. */
 const SETTLE = 250;
 
-/** Yields each point as it is done. Ends after the first over-saturated one, or when aborted. */
+/** Failures, beside those in flight, without one answer: then a closed loop would only hammer. */
+const HOPELESS = 16;
+
+/**
+ * Yields each point as it is done. Ends after the first over-saturated one, when nothing is answered,
+ * or when aborted.
+ */
 export async function* sweep(options: SweepOptions): AsyncGenerator<MeasuredPoint> {
   const { requests, points, seconds, burstiness, saturatingConcurrency, seed, signal } = options;
   // Each point goes on in the list where the one before it ended: prompts seen before would be
@@ -73,7 +80,7 @@ export async function* sweep(options: SweepOptions): AsyncGenerator<MeasuredPoin
   };
   const idle = await settled(await closedPoint(options, 'idle', draw, 1));
   yield idle;
-  if (signal?.aborted) return;
+  if (signal?.aborted || !idle.records.some(({ error }) => !error)) return;
   const saturated = await settled(
     await closedPoint(options, 'saturated', draw, saturatingConcurrency),
   );
@@ -111,6 +118,7 @@ async function closedPoint(
   const unlink = linkAbort(controller, signal);
   const enough = 2 * concurrency + 8;
   let done = 0;
+  let answered = 0;
   const load = { count: Number.MAX_SAFE_INTEGER, request, maxConcurrency: concurrency };
   const timer = setInterval(() => {
     const tooMuch = now() > deadline + PATIENCE * seconds * 1000;
@@ -120,8 +128,11 @@ async function closedPoint(
     signal: controller.signal,
     observer: {
       onSend: watch?.onSend,
+      onTokens: watch?.onTokens,
       onDone: (record) => {
         done++;
+        if (!record.error) answered++;
+        if (answered === 0 && done >= HOPELESS + concurrency) controller.abort();
         watch?.onDone(record);
       },
     },
@@ -143,7 +154,7 @@ async function openPoint(
   const name = `${rate.toPrecision(3)} req/s`;
   const controller = new AbortController();
   const unlink = linkAbort(controller, signal);
-  const watch = options.onPoint?.(name, times.length);
+  const watch = options.onPoint?.(name, times.length, times);
   const concurrency: number[] = [];
   const ttft: number[] = [];
   const start = now();
@@ -170,6 +181,7 @@ async function openPoint(
         watch?.onSend();
       },
       onFirstToken: (value) => ttft.push(value),
+      onTokens: watch?.onTokens,
       onDone: (record) => {
         inFlight--;
         watch?.onDone(record);

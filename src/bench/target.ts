@@ -25,7 +25,7 @@ export interface TargetOptions {
 
 export interface SendHooks {
   signal?: AbortSignal;
-  onFirstToken?: () => void;
+  onTokens?: (count: number) => void;
 }
 
 export class Target {

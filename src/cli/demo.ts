@@ -133,6 +133,7 @@ async function sendAll(
         url: `${server.url}/v1/chat/completions`,
         agent,
         intended: now(),
+        onTokens: live.onTokens,
         body: {
           model: MODEL_NAME,
           messages: [

@@ -4,7 +4,7 @@ import { loadBackend } from '../backend/load-backend.js';
 import { asUsage, DTYPES, ENGINE_FLAGS, MODEL_FLAGS } from '../flags/engine-flags.js';
 import { type FlagValues, pick, UsageError } from '../flags/flag.js';
 import { flagHelp } from '../flags/flag-help.js';
-import { choice, HELP_FLAG, integer, string } from '../flags/kinds.js';
+import { choice, HELP_FLAG, integer, outputFile, string } from '../flags/kinds.js';
 import { parseFlags } from '../flags/parse-flags.js';
 import { evaluate } from '../quant/evaluate.js';
 import { openModel } from '../quant/load-runner.js';
@@ -45,11 +45,7 @@ const FLAGS = {
     help: 'kl=NATS or ppl=PERCENT%: exit with 1 where the loss is larger.',
     placeholder: 'LIMIT',
   }),
-  'output-json': string({
-    group: OTHER,
-    help: 'Write the figures to this file.',
-    placeholder: 'FILE',
-  }),
+  'output-json': outputFile({ group: OTHER, help: 'Write the figures to this file.' }),
   help: HELP_FLAG,
 } as const;
 

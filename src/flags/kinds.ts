@@ -1,4 +1,6 @@
 /** The kinds of flags there are. Each gives an entry of a flag table. */
+import { accessSync, constants, existsSync, statSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { type Described, expected, type Flag } from './flag.js';
 
 /** A flag with a value of a form of its own; `parse` throws UsageError. */
@@ -19,6 +21,25 @@ export function string<D extends string | undefined = undefined>(
   options: Described & { default?: D; placeholder?: string },
 ): Flag<string | D> {
   return parsed<string, D>({ placeholder: 'TEXT', ...options, parse: (text) => text });
+}
+
+/** A file to write at the end. That it can be is seen at once, not when the work is done. */
+export function outputFile(options: Described): Flag<string | undefined> {
+  return parsed<string>({
+    ...options,
+    placeholder: 'FILE',
+    parse(path, name) {
+      const there = existsSync(path);
+      try {
+        accessSync(there ? path : dirname(path), constants.W_OK);
+      } catch {
+        throw expected('a file that can be written', name, path);
+      }
+      if (there && statSync(path).isDirectory())
+        throw expected('a file, not a folder,', name, path);
+      return path;
+    },
+  });
 }
 
 /** May be given more than once. `form` says what each must match. */

@@ -6,6 +6,8 @@ import { type FlagTable, type FlagValues, UsageError } from './flag.js';
 export interface ParsedFlags<Table extends FlagTable> {
   values: FlagValues<Table>;
   positionals: string[];
+  /** Names of the flags on the command line. */
+  given: ReadonlySet<keyof Table>;
 }
 
 /** Throws UsageError; an unknown flag's message names the nearest known one. */
@@ -52,7 +54,7 @@ export function parseFlags<Table extends FlagTable>(
     }
     seen.add(name);
   }
-  return { values: values as FlagValues<Table>, positionals };
+  return { values: values as FlagValues<Table>, positionals, given: seen };
 }
 
 function unknownFlag(given: string, known: readonly string[]): string {

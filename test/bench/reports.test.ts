@@ -3,7 +3,6 @@ import { test } from 'node:test';
 import { ClientHealth } from '../../src/bench/client-health.js';
 import { compare } from '../../src/bench/compare.js';
 import { goodput } from '../../src/bench/goodput.js';
-import { LiveLine } from '../../src/bench/live-line.js';
 import { htmlReport } from '../../src/bench/report-html.js';
 import { jsonReport, requestLines } from '../../src/bench/report-json.js';
 import { textReport } from '../../src/bench/report-text.js';
@@ -11,6 +10,7 @@ import type { RequestRecord } from '../../src/bench/request-record.js';
 import type { BenchResult, SweepResult } from '../../src/bench/result.js';
 import { SeededRandom } from '../../src/bench/seeded-random.js';
 import { summarize } from '../../src/bench/summary.js';
+import { sweepNotes } from '../../src/bench/sweep-notes.js';
 
 /** Requests every 10 ms with `tokens` tokens after `ttft`, `gap` apart; noise from the seed. */
 function records(options: { count?: number; ttft?: number; gap?: number; seed?: number } = {}) {
@@ -54,6 +54,7 @@ function result(list: RequestRecord[], change: Partial<BenchResult> = {}): Bench
       endpoint: '/v1/completions',
       model: 'm',
       dataset: 'random',
+      workload: 'random (100 in, 10 out)',
       numPrompts: list.length,
       requestRate: 100,
       burstiness: 1,
@@ -163,6 +164,23 @@ function assertBalanced(page: string): void {
   assert.deepEqual(open, []);
 }
 
+test('A sweep notes repeated prompts, a trace whose times it does not use, and a saturation measured too low', () => {
+  const point = (name: string, rate: number | null, count: number) => ({
+    ...{ name, rate, overSaturated: false },
+    result: result(records({ count })),
+  });
+  const prompt = { prompt: () => 'x', outputTokens: 1 };
+  const slow = point('saturated', null, 200);
+  slow.result.summary.steady.requests.value = 50;
+  const fast = point('90 req/s', 90, 200);
+  fast.result.summary.steady.requests.value = 80;
+  assert.deepEqual(sweepNotes([slow], new Array(200).fill(prompt)), []);
+  assert.match(sweepNotes([slow], [prompt])[0], /^1 prompts for 200 requests/);
+  assert.match(sweepNotes([], [{ ...prompt, at: 3 }])[0], /its times are not used/);
+  const [note] = sweepNotes([slow, fast], new Array(400).fill(prompt));
+  assert.match(note, /^at 90 req\/s the server did more .* at least 80 req\/s/);
+});
+
 test('A run in which everything failed still gives every report', () => {
   const list = records({ count: 3 });
   for (const record of list) {
@@ -176,6 +194,35 @@ test('A run in which everything failed still gives every report', () => {
   assert.equal(jsonReport(failed).request_throughput, 0);
   assert.equal(requestLines(list).trim().split('\n').length, 3);
   assert.match(textReport(result([])), /requests completed/);
+});
+
+test('Compare keeps a figure that is 0 in one of the two, without a ratio', () => {
+  const a = JSON.parse(JSON.stringify(jsonReport(result(records()))));
+  const found = compare(a, { ...a, request_goodput: 0 }).find((one) => one.name === 'goodput')!;
+  assert.ok(found.a > 0);
+  assert.equal(found.b, 0);
+  assert.ok(Number.isNaN(found.ratio));
+  assert.equal(found.verdict, 'no interval');
+});
+
+test('An answer of several tokens in one piece has no TPOT', () => {
+  const list = records({ count: 2 });
+  list[0].tokenTimes = [list[0].intended + 500];
+  assert.equal(summarize(list).latencies.tpot.count, 1);
+  assert.equal(summarize(list).outputTokens, 20);
+});
+
+test('A client without free sockets is the bottleneck', () => {
+  const health = new ClientHealth();
+  health.noteNoSocket();
+  assert.match(health.report().bottleneck ?? '', /1 requests found no free socket/);
+});
+
+test('The reports name the workload with its lengths', () => {
+  const one = result(records());
+  assert.match(textReport(one).split('\n')[0], /: random \(100 in, 10 out\), 100 req\/s, Poisson/);
+  assert.equal(jsonReport(one).workload, 'random (100 in, 10 out)');
+  assert.match(htmlReport(one), /random \(100 in, 10 out\)/);
 });
 
 test('Compare finds a real difference and calls the same thing twice not significant', () => {
@@ -192,26 +239,4 @@ test('Compare finds a real difference and calls the same thing twice not signifi
   const faster = compare(json({ seed: 2, ttft: 60 }), a).find(({ key }) => key === mean.key);
   assert.equal(faster?.verdict, 'better');
   assert.ok(Math.abs(faster!.ratio * mean.ratio - 1) < 1e-9);
-});
-
-test('The live line tells what is done, in flight and failed, where there is no terminal every quarter', () => {
-  const written: string[] = [];
-  const stream = { isTTY: false, write: (text: string) => written.push(text) };
-  const output = stream as unknown as NodeJS.WriteStream;
-  const live = new LiveLine(8, { title: 'idle', stream: output });
-  const list = records({ count: 5 });
-  for (const record of list) {
-    live.onSend();
-    if (record !== list[0]) live.onDone(record);
-  }
-  live.onDone({ ...list[0], error: { kind: 'refused', message: '' } });
-  live.onSend();
-  assert.match(live.text(), /^idle: 5\/8, .* req\/s, .* tok\/s, 1 in flight, 1 FAILED, .* to go$/);
-  live.end();
-  assert.equal(written.length, 2);
-  assert.match(written[0], /^idle: 2\/8, .*\n$/);
-  assert.match(written[1], /^idle: 4\/8, .*\n$/);
-  const endless = new LiveLine(Number.NaN, { stream: output });
-  for (const record of list) endless.onDone(record);
-  assert.equal(written.length, 2, 'nobody knows the quarters of a run without end');
 });

@@ -3,6 +3,8 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, mock, test } from 'node:test';
+import { arrivalTimes } from '../../src/bench/arrivals.js';
+import { SeededRandom } from '../../src/bench/seeded-random.js';
 import { benchServe, EXIT } from '../../src/bench/serve.js';
 import { mean, percentile } from '../../src/bench/statistics.js';
 import {
@@ -60,50 +62,70 @@ async function run(name: string, options: FakeOptions, prompts: number, ...flags
   };
 }
 
-/** Within 1 % or 1 ms; the send of a chunk and its arrival are apart by less. */
-function near(actual: number, expected: number, what: string): void {
-  const slack = Math.max(1, Math.abs(expected) * 0.01);
-  assert.ok(Math.abs(actual - expected) <= slack, `${what}: ${actual}, expected ${expected}`);
-}
-
-test('Every statistic agrees with what the server really sent', async () => {
-  // Another process may take the core between a send and its arrival, which spoils a percentile;
-  // a wrong statistic is wrong three times.
-  for (let attempt = 1; ; attempt++) {
-    try {
-      await checkStatistics();
-      return;
-    } catch (error) {
-      if (attempt === 3) throw error;
-    }
-  }
-});
-
-async function checkStatistics(): Promise<void> {
+test('Every statistic is that of the times noted, and those are when the server really sent', async () => {
   const script: FakeOptions['script'] = (body) => {
     const i = Number(body.prompt);
     return { tokens: 2 + (i % 7), firstDelay: 10 + (i % 5) * 8, gap: 4 + (i % 3) * 6 };
   };
   const flags = ['--request-rate', '60', '--goodput', 'ttft:32', 'tpot:12', '--seed', '5'];
-  const { json, seen, requests, code } = await run('exact', { script }, 150, ...flags);
+  // Another process may take the core between a send and its arrival, for a while between most of
+  // them; a client that notes wrong times does so each time.
+  let delays: { tokens: number; requests: number };
+  let attempt = 0;
+  do {
+    const found = await run('exact', { script }, 150, ...flags);
+    checkStatistics(found);
+    delays = medianDelays(found);
+  } while ((delays.tokens > 1 || delays.requests > 1) && ++attempt < 5);
+  assert.ok(delays.tokens <= 1, `tokens are noted ${delays.tokens} ms after they were sent`);
+  assert.ok(delays.requests <= 1, `requests arrive ${delays.requests} ms after they were sent`);
+});
+
+type Found = Awaited<ReturnType<typeof run>>;
+
+/**
+ * From the server's send of a token to the client's note of it, and from the client's of a request to
+ * the server's. Both run in this process, on one clock; only the time zero must be aligned, by the
+ * token that was fastest.
+ */
+function medianDelays({ seen, requests }: Found) {
+  const each = <T>(of: (entry: SeenRequest, line: Line) => T) =>
+    seen.map((entry, i) => of(entry, requests[i]));
+  const zero = Math.max(
+    ...each(({ tokensSent }, line) =>
+      Math.max(...tokensSent.map((time, k) => time - line.token_times_ms[k])),
+    ),
+  );
+  const tokens = each(({ tokensSent }, line) =>
+    tokensSent.map((time, k) => line.token_times_ms[k] + zero - time),
+  ).flat();
+  const sends = each(({ arrived }, line) => Math.abs(arrived - line.sent_ms - zero));
+  return { tokens: percentile(tokens, 50), requests: percentile(sends, 50) };
+}
+
+/** The times are rounded to a microsecond. */
+function near(actual: number, expected: number, what: string): void {
+  assert.ok(Math.abs(actual - expected) <= 0.002, `${what}: ${actual}, expected ${expected}`);
+}
+
+function checkStatistics({ json, seen, requests, code }: Found): void {
   assert.ok(code === EXIT.ok || code === EXIT.clientBottleneck);
   assert.equal(json.completed, 150);
   assert.equal(json.failed, 0);
 
-  // The server's clock is ours: the same process. Only the time zero must be aligned.
-  const shift = mean(requests.map((line, i) => seen[i].tokensSent[0] - line.token_times_ms[0]));
-  const intended = requests.map((line) => line.intended_ms + shift);
-  const ttfts = seen.map(({ tokensSent }, i) => tokensSent[0] - intended[i]);
-  const e2els = seen.map(({ tokensSent }, i) => tokensSent.at(-1)! - intended[i]);
-  const tpots = seen.map(
-    ({ tokensSent }) => (tokensSent.at(-1)! - tokensSent[0]) / (tokensSent.length - 1),
+  const arrivals = { rate: 60, burstiness: 1 };
+  const due = arrivalTimes(150, arrivals, new SeededRandom(5, 0));
+  for (const [i, line] of requests.entries()) near(line.intended_ms, due[i] - due[0], 'intended');
+  const ttfts = requests.map((line) => line.token_times_ms[0] - line.intended_ms);
+  const e2els = requests.map((line) => line.token_times_ms.at(-1)! - line.intended_ms);
+  const tpots = requests.map(
+    ({ token_times_ms: times }) => (times.at(-1)! - times[0]) / (times.length - 1),
   );
-  const itls = seen.flatMap(({ tokensSent }) =>
-    tokensSent.slice(1).map((time, i) => time - tokensSent[i]),
+  const itls = requests.flatMap(({ token_times_ms: times }) =>
+    times.slice(1).map((time, i) => time - times[i]),
   );
-  const sent = requests.map((line) => line.sent_ms + shift);
-  const guidellm = seen.map(
-    ({ tokensSent }, i) => (tokensSent.at(-1)! - sent[i]) / tokensSent.length,
+  const guidellm = requests.map(
+    ({ token_times_ms: times, sent_ms }) => (times.at(-1)! - sent_ms) / times.length,
   );
   const expected = { ttft: ttfts, tpot: tpots, itl: itls, e2el: e2els, tpot_guidellm: guidellm };
   for (const [name, values] of Object.entries(expected)) {
@@ -123,8 +145,8 @@ async function checkStatistics(): Promise<void> {
   assert.ok(Math.abs(json.output_throughput / (tokens / duration) - 1) < 0.01);
   assert.ok(Math.abs(json.request_throughput / (150 / duration) - 1) < 0.01);
   const good = ttfts.filter((value, i) => value <= 32 && tpots[i] <= 12).length;
-  // A request on the very edge may fall on either side.
-  assert.ok(Math.abs(json.request_goodput * duration - good) <= 3);
+  // One on the very edge may fall on either side.
+  assert.ok(Math.abs(json.request_goodput * duration - good) < 1.5);
 
   // The steady window: from the first answer's end to the last send.
   const from = Math.min(...requests.map((line) => line.end_ms));

@@ -36,6 +36,7 @@ describe('Sweeps and interruptions', { concurrency: true }, () => {
       ...['--random-output-len', '3', '--max-concurrency', '32', '--seed', '1'],
       ...['--sweep', '--sweep-points', '2', '--sweep-seconds', '3', '--output-json', path],
       ...['--output-html', join(folder, 'sweep.html')],
+      ...['--output-requests', join(folder, 'sweep.jsonl')],
     ]);
     const text = log.mock.calls.map((call) => call.arguments.join(' ')).join('\n');
     log.mock.restore();
@@ -54,6 +55,11 @@ describe('Sweeps and interruptions', { concurrency: true }, () => {
     assert.ok(saturated.median_ttft_ms > 4 * idle.median_ttft_ms, 'saturated requests queue');
     assert.equal(low.over_saturated, false);
     assert.ok(Math.abs(past.offered_rate! / saturation - 1.1) < 1e-6);
+    const lines = readFileSync(join(folder, 'sweep.jsonl'), 'utf8').trim().split('\n');
+    const names = lines.map((line) => (JSON.parse(line) as { point: string }).point);
+    for (const { name, completed } of points) {
+      assert.equal(names.filter((one) => one === name).length, completed);
+    }
     assert.match(text, /saturation: /);
     assert.match(readFileSync(join(folder, 'sweep.html'), 'utf8'), /Latency over throughput/);
   });
@@ -93,6 +99,21 @@ describe('Sweeps and interruptions', { concurrency: true }, () => {
       else if (point.name !== 'idle') assert.equal(point.overSaturated, true);
     }
     assert.equal(names.length, 3);
+  });
+
+  test('A sweep of a server that refuses everything ends at once, with its report', async () => {
+    const script = () => ({ status: 500, tokens: 0, firstDelay: 0, gap: 0 });
+    const server = await startFakeServer({ script });
+    const path = join(folder, 'refused.json');
+    const code = await benchServe([
+      ...['--url', server.url, '--random-input-len', '4', '--sweep', '--output-json', path],
+    ]);
+    await server.close();
+    assert.equal(code, EXIT.nothingCompleted);
+    const { sweep: points } = JSON.parse(readFileSync(path, 'utf8'));
+    assert.equal(points.length, 1);
+    assert.equal(points[0].errors_by_kind.server_error, server.seen.length);
+    assert.ok(server.seen.length < 30, `${server.seen.length} requests`);
   });
 
   test('SIGINT ends a run with a report of what was measured', async () => {

@@ -258,6 +258,8 @@ test('Wrong flags are refused by name', () => {
     [['--goodput', 'ttfb:3'], /--goodput/],
     [['--extra-body', '[1]'], /--extra-body/],
     [['--header', 'x'], /--header/],
+    [['--header', 'é=1'], /--header/],
+    [['--endpoint', 'v1/completions'], /--endpoint/],
     [['--ramp-up-strategy', 'linear'], /--ramp-up-start-rps/],
     [['--ramp-up-strategy', 'linear', '--request-rate', '3'], /--request-rate/],
     [['--nonsense'], /nonsense/],
@@ -270,12 +272,62 @@ test('Wrong flags are refused by name', () => {
       flags.join(' '),
     );
   }
-  for (const flags of [[], ['--url', 'ftp://x']]) {
+  for (const flags of [[], ['--url', 'ftp://x'], ['--url', 'http://[x']]) {
     assert.throws(
       () => serveOptions(parseFlags(BENCH_SERVE_FLAGS, flags)),
       /http address for --url/,
     );
   }
+});
+
+test('A key with a line break is refused without being repeated', () => {
+  assert.throws(
+    () => optionsOf('--api-key', 'secret\n'),
+    (error: Error) => /--api-key/.test(error.message) && !error.message.includes('secret'),
+  );
+});
+
+test('Flags that would do nothing beside the others are refused', () => {
+  const wrong: [string[], RegExp][] = [
+    [['--speedup', '2'], /--speedup only with --dataset-name azure, .* received it with random/],
+    [['--dataset-path', 'x'], /--dataset-path only with/],
+    [['--dataset-name', 'custom', '--dataset-path', 'x', '--random-input-len', '5'], /only with/],
+    [['--num-prompts', '2', '--limit', '3'], /--num-prompts or --limit, not both/],
+    [['--burstiness', '2'], /--request-rate or --ramp-up-strategy or --sweep beside --burstiness/],
+    [['--sweep-points', '3'], /--sweep beside --sweep-points/],
+    [['--sweep', '--request-rate', '3'], /--sweep or --request-rate, not both/],
+    [['--random-num-prefixes', '3'], /--random-prefix-share beside/],
+    [
+      ['--random-range-ratio', '0.2', '--random-input-len', 'uniform:1:2'].concat([
+        '--random-output-len',
+        'normal:9:2',
+      ]),
+      /fixed length beside --random-range-ratio/,
+    ],
+  ];
+  for (const [flags, message] of wrong) {
+    assert.throws(
+      () => optionsOf(...flags),
+      (error: Error) => error instanceof UsageError && message.test(error.message),
+      flags.join(' '),
+    );
+  }
+  assert.equal(optionsOf('--no-sweep', '--request-rate', '3').requestRate, 3);
+  assert.equal(optionsOf('--request-rate', 'inf', '--burstiness', '1').burstiness, 1);
+});
+
+test('A workload is described with its lengths or its file', async () => {
+  const { description } = await load(
+    ...['--num-prompts', '2', '--random-input-len', 'uniform:5:9', '--random-output-len', '7'],
+    ...['--random-prefix-len', '3', '--random-prefix-share', '0.5', '--random-num-prefixes', '2'],
+  );
+  assert.equal(
+    description,
+    'random (uniform:5:9 in, 7 out, after 3 common ones, 2 prefixes of 50 %)',
+  );
+  const path = file('p.jsonl', '{"prompt":"a"}');
+  const flags = ['--dataset-name', 'custom', '--dataset-path', path];
+  assert.equal((await load(...flags, '--output-len', '9')).description, 'custom (p.jsonl, 9 out)');
 });
 
 test('Objectives are read as vLLM writes them, and as ours', () => {

@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { BENCH_ENGINE_FLAGS } from '../../src/bench/engine/engine-options.js';
 import { BENCH_SERVE_FLAGS } from '../../src/bench/serve-flags.js';
@@ -11,6 +13,7 @@ import {
   integer,
   integers,
   number,
+  outputFile,
   seconds,
   string,
   strings,
@@ -44,6 +47,18 @@ function usage(argv: string[], pattern: RegExp, table: FlagTable = TABLE): void 
     argv.join(' '),
   );
 }
+
+test('a file to write at the end is refused at once where it cannot be written', () => {
+  const table = { out: outputFile({ group, help: 'A file.' }) };
+  const path = join(tmpdir(), 'millrace-not-there.json');
+  assert.equal(parseFlags(table, ['--out', path]).values.out, path);
+  usage(
+    ['--out', '/no/such/folder/x.json'],
+    /^Expected a file that can be written for --out/,
+    table,
+  );
+  usage(['--out', tmpdir()], /^Expected a file, not a folder, for --out/, table);
+});
 
 test('absent flags have their defaults and positionals stay in order', () => {
   const { values, positionals } = parseFlags(TABLE, ['a', '--loud', 'b']);

@@ -7,7 +7,7 @@ import type { DeviceOptions } from '../../backend/load-backend.js';
 import { ENGINE_FLAGS, MODEL_FLAGS, QUALITY_FLAGS } from '../../flags/engine-flags.js';
 import { expected, pick, UsageError } from '../../flags/flag.js';
 import { flagHelp } from '../../flags/flag-help.js';
-import { HELP_FLAG, integer, integers, string, toggle } from '../../flags/kinds.js';
+import { HELP_FLAG, integer, integers, outputFile, toggle } from '../../flags/kinds.js';
 import type { ParsedFlags } from '../../flags/parse-flags.js';
 import type { LoadModelOptions } from '../../model/load-model.js';
 import type { GridOptions } from './grid.js';
@@ -59,7 +59,7 @@ export const BENCH_ENGINE_FLAGS = {
   ...pick(ENGINE_FLAGS, 'max-num-batched-tokens', 'block-size', 'kv-cache-dtype'),
   ...pick(ENGINE_FLAGS, 'device', 'enforce-eager', 'threads', 'cpu-isa'),
   breakdown: toggle({ group: OTHER, help: 'Rates only.', default: true }),
-  'output-json': string({ group: OTHER, help: 'Write the figures.', placeholder: 'FILE' }),
+  'output-json': outputFile({ group: OTHER, help: 'Write the figures.' }),
   help: HELP_FLAG,
 } as const;
 

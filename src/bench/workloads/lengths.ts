@@ -26,6 +26,18 @@ export function parseLengths(text: string, flag: string): Lengths {
   throw expected(FORMS, flag, text);
 }
 
+/** As they are read by `parseLengths`. */
+export function lengthsText(lengths: Lengths): string {
+  switch (lengths.kind) {
+    case 'fixed':
+      return `${lengths.value}`;
+    case 'uniform':
+      return `uniform:${lengths.low}:${lengths.high}`;
+    default:
+      return `${lengths.kind}:${lengths.mean}:${lengths.deviation}`;
+  }
+}
+
 /** `--random-range-ratio` of vLLM: a fixed length becomes uniform in [N (1 - r), N (1 + r)]. */
 export function widen(lengths: Lengths, ratio: number): Lengths {
   if (lengths.kind !== 'fixed' || ratio === 0) return lengths;

@@ -25,13 +25,14 @@ export function shareGptWorkload(path: string, options: ShareGptOptions): Worklo
   if (!Array.isArray(conversations)) throw notShareGpt(path, 'no list');
   const count = options.countTokens ?? ((text: string) => Math.ceil(text.length / 4));
   const requests: WorkloadRequest[] = [];
-  for (const { conversations: turns } of conversations as { conversations?: Turn[] }[]) {
-    const [question, answer] = turns ?? [];
-    if (!question?.value || !answer?.value) continue;
+  for (const conversation of conversations as (Conversation | null)[]) {
+    const [question, answer] = conversation?.conversations ?? [];
+    const [asked, answered] = [question?.value, answer?.value];
+    if (!isText(asked) || !isText(answered)) continue;
     requests.push({
-      prompt: () => question.value,
-      inputTokens: options.countTokens?.(question.value),
-      outputTokens: options.outputTokens ?? Math.max(1, count(answer.value)),
+      prompt: () => asked,
+      inputTokens: options.countTokens?.(asked),
+      outputTokens: options.outputTokens ?? Math.max(1, count(answered)),
     });
   }
   const left = conversations.length - requests.length;
@@ -42,9 +43,13 @@ export function shareGptWorkload(path: string, options: ShareGptOptions): Worklo
   return { name: 'sharegpt', requests, notes };
 }
 
-interface Turn {
-  from: string;
-  value: string;
+/** As far as it is what it should be. */
+interface Conversation {
+  conversations?: { value?: unknown }[];
+}
+
+function isText(value: unknown): value is string {
+  return typeof value === 'string' && value !== '';
 }
 
 function notShareGpt(path: string, reason: string) {

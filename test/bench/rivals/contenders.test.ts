@@ -3,7 +3,7 @@ import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { startContender } from '../../../bench/rivals/contender.js';
+import { startContender, TooSlowError } from '../../../bench/rivals/contender.js';
 import { samplingParams } from '../../../src/engine/sampling-params.js';
 import { startEngine } from '../../../src/engine/start-engine.js';
 import { root } from '../../helpers/root.js';
@@ -38,7 +38,8 @@ test("Millrace's process gives the tokens of the engine, their times and margins
 const FAKE_SERVER = `#!${process.execPath}
 const { createServer } = require('node:http');
 const flag = (name) => process.argv[process.argv.indexOf(name) + 1];
-if (process.argv.includes('--version')) { console.log('version: fake'); process.exit(0); }
+if (process.argv.includes('--version')) { console.error('load_backend: x\\nversion: fake'); process.exit(0); }
+if (process.argv.includes('--help')) { console.log('--cache-ram N'); process.exit(0); }
 if (flag('--model') === 'broken') { console.error('no such model'); process.exit(1); }
 createServer((request, response) => {
   if (request.url === '/health') return response.end('{"status":"ok"}');
@@ -46,13 +47,19 @@ createServer((request, response) => {
   request.on('data', (piece) => { text += piece; });
   request.on('end', () => {
     const { prompt, n_predict, ignore_eos, cache_prompt } = JSON.parse(text);
-    if (!ignore_eos || cache_prompt) { response.statusCode = 400; return response.end('wrong'); }
+    if (!ignore_eos || cache_prompt || flag('--cache-ram') !== '0') { response.statusCode = 400; return response.end('wrong'); }
     const count = prompt[0] === 99 ? 1 : n_predict;
     const first = 1000 * flag('--parallel') + prompt.length;
+    // Never answered.
+    if (prompt[0] === 55) return;
+    const say = (event) => response.write('data: ' + JSON.stringify(event) + '\\n\\n');
     for (let i = 0; i < count; i++) {
-      response.write('data: ' + JSON.stringify({ tokens: [first + i], stop: false }) + '\\n\\n');
+      // Every second token of a prompt that begins with 7 ends within a character.
+      if (prompt[0] === 7 && i % 2 === 1) continue;
+      say({ tokens: [first + i], tokens_predicted: i + 1, stop: false });
     }
-    response.end('data: ' + JSON.stringify({ tokens: [], stop: true }) + '\\n\\n');
+    say({ tokens: [], tokens_predicted: count, stop: true });
+    response.end();
   });
 }).listen(Number(flag('--port')), '127.0.0.1');
 `;
@@ -72,6 +79,14 @@ test("llama.cpp's server is started with a slot per stream and read token by tok
     [2001, 2002, 2003],
   ]);
   assert.ok(found.times.flat().every((at) => at >= found.start));
+  const cut = await contender.run({ prompts: [[7]], outputTokens: 4 }, SETTINGS);
+  assert.deepEqual(cut.tokens, [[1001, -1, 1003, -1]]);
+  assert.equal(cut.times[0].length, 4);
+  assert.equal(cut.times[0][1], cut.times[0][2], 'what was not sent came with the next');
+  const stuck = contender.run({ prompts: [[55]], outputTokens: 1 }, SETTINGS, 1000);
+  await assert.rejects(stuck, TooSlowError);
+  const again = await contender.run({ prompts: [[3]], outputTokens: 2 }, SETTINGS, 60_000);
+  assert.deepEqual(again.tokens, [[1001, 1002]], 'it was started anew');
   const short = contender.run({ prompts: [[99]], outputTokens: 3 }, SETTINGS);
   await assert.rejects(short, /1 of 3 tokens/);
 });

@@ -1,15 +1,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { agreement, describeAgreement } from '../../../bench/rivals/agreement.js';
-import type { Contender, Settings } from '../../../bench/rivals/contender.js';
+import { type Contender, type Settings, TooSlowError } from '../../../bench/rivals/contender.js';
 import {
   describeSettings,
-  fastestSettings,
+  rankSettings,
   rivalChoices,
 } from '../../../bench/rivals/fastest-settings.js';
 import { race } from '../../../bench/rivals/race.js';
 import { raceReport } from '../../../bench/rivals/race-report.js';
-import { rates } from '../../../bench/rivals/rates.js';
+import { lengthened, rates } from '../../../bench/rivals/rates.js';
 
 test('Rates count decode tokens while all streams decode, and all of them end to end', () => {
   const times = [
@@ -63,38 +63,153 @@ test('Agreement counts tokens up to the first difference and tells how close a c
   assert.match(describeAgreement('rival', found), /1 of 2 .* 4 of 6 .* 0\.010 nats/);
 });
 
-test('One setting after the other is settled by its best run, each made ready before it is timed', async () => {
-  const calls: string[] = [];
-  const speed = ({ threads, batchSize, flashAttention }: Settings) =>
-    (threads === 1 ? 4 : 1) * (flashAttention ? 1 : 2) * (batchSize === 512 ? 1.5 : 1);
-  const contender: Contender = {
+/** A contender of one stream that generates a token every `gap` ms, after as long for the prompt. */
+function paced(gap: (settings: Settings, run: number) => number, calls: string[] = []): Contender {
+  let runs = 0;
+  return {
     description: 'scripted',
     async prepare(streams, settings) {
       calls.push(`prepare ${streams} ${describeSettings(settings)}`);
     },
-    async run(_, settings: Settings) {
-      // The first of every two runs is disturbed.
-      const gap = (calls.filter((call) => call === 'run').length % 2 ? 10 : 100) / speed(settings);
+    async run({ outputTokens }, settings: Settings) {
       calls.push('run');
-      return { start: 0, tokens: [[1, 2]], times: [[gap, 2 * gap]] };
+      const step = gap(settings, runs++);
+      const times = Array.from({ length: outputTokens }, (_, i) => (i + 1) * step);
+      return { start: 0, tokens: [times.map(() => 1)], times: [times] };
     },
     close: async () => {},
   };
-  const workload = { prompts: [[1]], outputTokens: 2 };
-  // Four threads, two and one: three values, so that the disturbance hits each once in two rounds.
-  const chosen = await fastestSettings(
-    contender,
-    { ...rivalChoices(4), flashAttention: [true] },
-    workload,
+}
+
+const TRIAL = { trial: { prompts: [[1]], outputTokens: 2 }, outputTokens: 8 };
+
+test('One setting after the other is settled, each made ready before it is timed', async () => {
+  const calls: string[] = [];
+  const speed = ({ threads, batchSize, flashAttention }: Settings) =>
+    (threads === 1 ? 4 : threads) * (flashAttention ? 1 : 2) * (batchSize === 512 ? 1.5 : 1);
+  const contender = paced((settings) => 100 / speed(settings), calls);
+  const choices = rivalChoices(3, 1000);
+  assert.deepEqual(choices.threads, [1, 2, 3]);
+  const [{ settings: best }, ...fallbacks] = await rankSettings(contender, choices, TRIAL);
+  assert.deepEqual(best, { threads: 1, batchSize: 512, flashAttention: false });
+  // With flash attention as in their trials: 100 / 4.5 and 100 / 3 ms a token.
+  assert.deepEqual(
+    fallbacks.map(({ settings, rate }) => [settings, Math.round(rate)]),
+    [
+      [{ ...best, threads: 3 }, 45],
+      [{ ...best, threads: 2 }, 30],
+    ],
   );
-  assert.deepEqual(chosen.threads, 1);
   assert.deepEqual(calls.slice(0, 2), [
-    'prepare 1 4 threads, batches of 512, flash attention on',
+    'prepare 1 1 thread, batches of 512, flash attention on',
     'run',
   ]);
-  assert.equal(calls.length, 2 * (2 * 3 + 2 * 2));
-  assert.deepEqual(rivalChoices(2).threads, [2, 1]);
-  assert.deepEqual(rivalChoices(1).threads, [1]);
+  // Nothing left a doubt, so that there were two rounds of each.
+  assert.equal(calls.length, 2 * (2 * 3 + 2 * 2 + 2 * 2));
+  assert.deepEqual(rivalChoices(2, 512), {
+    ...{ threads: [1, 2], flashAttention: [true, false], batchSize: [512] },
+  });
+  assert.deepEqual(rivalChoices(1, 1000).threads, [1]);
+});
+
+test('One lucky trial does not choose what is slow in most', async () => {
+  // Two threads are fast in the first of three runs, then wait for each other.
+  let twos = 0;
+  const contender = paced(({ threads }) => (threads === 1 ? 10 : twos++ === 0 ? 5 : 100));
+  const choices = { ...rivalChoices(2, 1), flashAttention: [true] };
+  const [best, fallback] = await rankSettings(contender, choices, TRIAL);
+  assert.equal(best.settings.threads, 1);
+  assert.deepEqual([fallback.settings.threads, Math.round(fallback.rate)], [2, 10]);
+  assert.equal(twos, 3);
+});
+
+test('Settings whose trial had to be given up are not tried again, nor measured', async () => {
+  const limits: (number | undefined)[] = [];
+  const quick = paced(() => 10);
+  const stuck: Contender = {
+    ...quick,
+    async run(task, settings, limitMs) {
+      if (settings.threads === 1) return quick.run(task, settings);
+      limits.push(limitMs);
+      throw new TooSlowError('stuck');
+    },
+  };
+  const choices = { ...rivalChoices(2, 1), flashAttention: [true] };
+  const [best, given] = await rankSettings(stuck, choices, TRIAL);
+  assert.deepEqual([best.settings.threads, given.settings.threads, given.rate], [1, 2, 0]);
+  assert.deepEqual(limits, [5000]);
+  const contenders = new Map([['rival', stuck]]);
+  const [found] = await race(contenders, {
+    ...{ streamCounts: [1], inputTokens: 3, outputTokens: 40, runs: 1, vocabSize: 100 },
+    choices: () => choices,
+  });
+  assert.deepEqual([found.settings.threads, Math.round(found.endToEnd)], [1, 100]);
+});
+
+test('A measured run that had to be given up is made with the other settings', async () => {
+  const quick = paced(({ threads }) => (threads === 1 ? 10 : 6));
+  let limit: number | undefined;
+  const stuck: Contender = {
+    ...quick,
+    async run(task, settings, limitMs) {
+      if (settings.threads === 1 || task.outputTokens <= 24) return quick.run(task, settings);
+      limit = limitMs;
+      throw new TooSlowError('stuck');
+    },
+  };
+  const [found] = await race(new Map([['rival', stuck]]), {
+    ...{ streamCounts: [1], inputTokens: 3, outputTokens: 4000, runs: 1, vocabSize: 100 },
+    choices: () => ({ ...rivalChoices(2, 1), flashAttention: [true] }),
+  });
+  assert.deepEqual([found.settings.threads, Math.round(found.endToEnd)], [1, 100]);
+  // Four times the 24 s that its trials promised.
+  assert.ok(Math.abs(limit! - 96_000) < 100, `${limit}`);
+});
+
+test('A trial promises the rate of the whole workload: what is longer goes at the rate of decoding', () => {
+  // 100 ms for the prompt's token, then one each 10 ms: 10 tokens in 190 ms, 100 in 1,090 ms.
+  const times = [Array.from({ length: 10 }, (_, i) => 100 + i * 10)];
+  const found = rates({ start: 0, tokens: times, times }, 1);
+  assert.ok(Math.abs(lengthened(found, 10, 100) - 100 / 1.09) < 1e-9);
+  assert.equal(lengthened({ ...found, decode: Number.NaN }, 10, 100), found.endToEnd);
+});
+
+test('A rival that falls behind what other settings promised runs again with them, and the better counts', async () => {
+  // Two threads win every trial and collapse in the first measured run.
+  let long = 0;
+  const rival = paced(({ threads }) => (threads === 1 ? 10 : 6));
+  const collapsing: Contender = {
+    ...rival,
+    async run(task, settings) {
+      const result = await rival.run(task, settings);
+      const slow = task.outputTokens > 24 && settings.threads === 2 && long++ === 0 ? 20 : 1;
+      return { ...result, times: result.times.map((stream) => stream.map((at) => at * slow)) };
+    },
+  };
+  const contenders = new Map([
+    ['ours', paced(() => 1)],
+    ['rival', collapsing],
+  ]);
+  const one = { threads: [2], flashAttention: [true], batchSize: [512] };
+  const notes: string[] = [];
+  const measurements = await race(contenders, {
+    ...{ streamCounts: [1], inputTokens: 3, outputTokens: 40, runs: 2, vocabSize: 100 },
+    choices: (name) => (name === 'ours' ? one : { ...one, threads: [2, 1] }),
+    onProgress: (text) => notes.push(text),
+  });
+  const found = measurements.filter(({ contender }) => contender === 'rival');
+  assert.deepEqual(
+    found.map(({ settings, endToEnd }) => [settings.threads, Math.round(endToEnd)]),
+    [
+      [1, 100],
+      [2, 167],
+    ],
+  );
+  assert.equal(notes.filter((note) => note.includes('fell behind')).length, 1);
+  assert.match(
+    raceReport(measurements),
+    /rival, 1 streams: 1 thread, .*; 1 of 2 runs 2 threads, batches of 512/,
+  );
 });
 
 /** Every token takes `gap` ms, for all streams at once; the first is the prompt's first plus `shift`. */
