@@ -76,9 +76,10 @@ export function loadModel(path: string, options: LoadModelOptions = {}): LoadedM
     const format = checkpointFormat(config.fields);
     return checkedWeights(path, program, readCheckpoint(path), dtype, format);
   };
-  const { weights: own, notes } = source();
-  const weights = withQuantization(own, program, options);
-  return { path, config, program, weights, notes, ...readGenerationConfig(path, config) };
+  const own = source();
+  const { weights, notes } = withQuantization(own.weights, program, options);
+  const all = [...own.notes, ...notes];
+  return { path, config, program, weights, notes: all, ...readGenerationConfig(path, config) };
 }
 
 function readConfig(path: string): { name: string; json: JsonObject } {

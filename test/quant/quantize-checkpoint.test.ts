@@ -64,7 +64,7 @@ for (const [scheme, bound] of [
     )!;
     // Of 64 inputs no group can have more.
     const group = scheme === 'int4-g128' ? 64 : storage.group;
-    assert.deepEqual(after.weights.storage(weight), { ...storage, group });
+    assert.deepEqual(after.weights.storage(weight), { ...storage, group, unasked: true });
     const { ignore } = JSON.parse(
       readFileSync(join(target, 'config.json'), 'utf8'),
     ).quantization_config;

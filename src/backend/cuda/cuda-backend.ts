@@ -5,8 +5,8 @@ import { BYTES, type WeightSource } from '../../model/weights.js';
 import { allocateResult } from '../allocate-result.js';
 import type { Backend, ModelRunner, RunnerOptions, StepBatch, StepResult } from '../backend.js';
 import { checkBatch } from '../check-batch.js';
+import { describeWidened } from '../describe-widened.js';
 import { checkKvCacheDtype, type KvDtype } from '../kv-dtype.js';
-import { refuseFp8 } from '../refuse-fp8.js';
 import { describeStorage, describeWeights } from './describe-weights.js';
 import { encode, OP_CODES, operand } from './encode.js';
 import { cublasLibraries } from './libraries.js';
@@ -16,7 +16,6 @@ import {
   devices,
   type NativeConfig,
   type NativeRunner,
-  type NativeWeight,
   native,
 } from './native.js';
 import { planMemory } from './plan-memory.js';
@@ -126,7 +125,7 @@ function createRunner(request: RunnerRequest, onProgress?: (share: number) => vo
   let previousRows = 0;
   const runner: CudaRunner = {
     memory: native().memory(handle),
-    description: describe(request.device, handle, config),
+    description: describe(request, handle, config),
     overlaps: true,
     submit(batch) {
       checkBatch(program, options, batch, previousRows);
@@ -209,17 +208,20 @@ export function nativeConfig(request: RunnerRequest): NativeConfig {
       logits: { buffer, column, width },
       activationBytes: plan.bytes,
     },
-    weights: checkFp8(describeWeights(lowered, weights), device),
+    weights: describeWeights(lowered, weights, fp8Refusal(device)),
     ...{ enforceEager, profiling, overlap: overlapLaunches },
     libraries: cublasLibraries(Math.floor(device.runtime / 1000)),
   };
 }
 
 function describe(
-  device: CudaDevice,
+  request: RunnerRequest,
   handle: NativeRunner,
   { weights, dtype, program }: NativeConfig,
 ): string {
+  const { device } = request;
+  const codes = new Set(weights.flatMap(({ name, int4, fp8 }) => (int4 || fp8 ? name : [])));
+  const widened = describeWidened(request.program, request.weights, codes);
   const { graphs, library, overhead, tuning, products64, products256 } = native().about(handle);
   const times = Object.entries({ 64: products64, 256: products256 })
     .filter(([, seconds]) => seconds > 0)
@@ -228,17 +230,16 @@ function describe(
   const kvDtype = program.kvLayers.some(({ fp8 }) => fp8) ? 'fp8' : dtype;
   return (
     `cuda (${device.name}, compute capability ${capability(device)}, ${device.sms} SMs, ${library}, ` +
-    `${graphs} ${graphs === 1 ? 'graph' : 'graphs'}, weights in ${describeStorage(weights, dtype)}, KV cache in ${kvDtype}, ${tuned}` +
+    `${graphs} ${graphs === 1 ? 'graph' : 'graphs'}, weights in ${describeStorage(weights, dtype)}${widened}, KV cache in ${kvDtype}, ${tuned}` +
     `${mebibytes(overhead)} of ${mebibytes(RESERVE)} reserved for code and graphs taken)`
   );
 }
 
-function checkFp8(weights: NativeWeight[], device: CudaDevice): NativeWeight[] {
-  const fp8 = weights.find((weight) => weight.fp8);
-  if (fp8 && 10 * device.major + device.minor < 89) {
-    refuseFp8(fp8, `${device.name} has compute capability ${capability(device)}; 8.9 is needed`);
-  }
-  return weights;
+/** Why a GPU has no products of 8-bit floats. */
+function fp8Refusal(device: CudaDevice): string | undefined {
+  return 10 * device.major + device.minor < 89
+    ? `${device.name} has compute capability ${capability(device)}; 8.9 is needed`
+    : undefined;
 }
 
 function capability({ major, minor }: CudaDevice): string {
