@@ -167,5 +167,7 @@ export function asUsage(table: FlagTable, error: unknown): never {
   if (!(error instanceof InvalidParameterError) || error.param === undefined) throw error;
   const flag = error.param.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
   if (!Object.hasOwn(table, flag)) throw error;
-  throw new UsageError(error.message.replaceAll(error.param, `--${flag}`));
+  // The word, not a part of a path or what was received.
+  const word = new RegExp(`(?<![\\w./"-])${error.param}(?![\\w./])`, 'g');
+  throw new UsageError(error.message.replace(word, `--${flag}`));
 }

@@ -134,6 +134,8 @@ test('What cannot be quantized is refused', (t) => {
       (error) => error instanceof kind && expected.test(error.message),
     );
   refuses({ target: folder }, /empty/, InvalidParameterError);
+  const calibration = { backend: referenceBackend, sequences: [] };
+  refuses({ calibration }, /calibration text has no two tokens/, InvalidParameterError);
   refuses({ source: folder }, /config\.json/, ModelError);
   refuses({ ignore: ['nothing*'] }, /nothing\*/, InvalidParameterError);
   refuses({ source: readGolden('quantized/awq').path }, /quantized already/, ModelError);
