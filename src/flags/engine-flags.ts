@@ -29,7 +29,7 @@ export const MODEL_FLAGS = {
   }),
   'quantization-overrides': string({
     group: MODEL,
-    help: 'Schemes of single weights, or float: *.down_proj.weight=int8,lm_head.weight=float.',
+    help: 'Schemes of single weights, or float; * is any text: *.down_proj=int8,lm_head=float.',
     placeholder: 'PATTERN=SCHEME,...',
   }),
   'load-format': choice({

@@ -85,7 +85,7 @@ export function withQuantization(
   let asked = 0;
   for (const [weight, isHead] of candidates) {
     const own = source.storage(weight);
-    const override = overrides.find(({ pattern }) => matches(pattern, weight));
+    const override = overrides.find(({ pattern }) => matches(pattern, weight, isHead));
     if (override) {
       used.add(override);
       storages.set(weight.id, override.storage);
@@ -161,8 +161,10 @@ function parseOverrides(text: string): Override[] {
   });
 }
 
-function matches(pattern: RegExp, { name, parts }: Weight): boolean {
-  return pattern.test(name) || parts.some(({ tensor }) => pattern.test(tensor));
+/** Tensors are also called by their module, and a head that is the embedding `lm_head`. */
+function matches(pattern: RegExp, { name, parts }: Weight, isHead: boolean): boolean {
+  const names = [name, ...parts.map(({ tensor }) => tensor), ...(isHead ? ['lm_head.weight'] : [])];
+  return names.some((each) => pattern.test(each) || pattern.test(each.replace(/\.weight$/, '')));
 }
 
 function isExperts({ shape }: Weight): boolean {

@@ -24,6 +24,10 @@ test('The head becomes int8 with every integer scheme, which nobody asked for by
   const quantizationOverrides = 'lm_head*=int8';
   const options = { quantization: 'int4', quantizationOverrides };
   assert.deepEqual(storages('llama-bias', 'lm_head.weight', options)[0], INT8);
+  // Of a tied model the head is the embedding.
+  const tied = { quantization: 'int4', quantizationOverrides: 'lm_head=int4-g64' };
+  const [embedding] = storages('llama-tiny', 'embed_tokens.weight', tied);
+  assert.ok(embedding.kind === 'integer' && embedding.group === 64);
 });
 
 test('What the checkpoint has as integers stays so, and a note says so', () => {
@@ -59,7 +63,7 @@ test('An override also changes what the checkpoint has quantized', () => {
   // Floats of the same values: no activation is rounded.
   const { relativeRms } = compareLogits(backend, golden, feeding, 'float32', float);
   assert.ok(relativeRms < 1e-4, `${relativeRms}`);
-  const mixed = override('*.mlp.down_proj.weight=int8');
+  const mixed = override('*.mlp.down_proj=int8');
   const runner = backend.createRunner(mixed.program, mixed.weights, SIZES);
   assert.match(runner.description, /int4-g32-asym and .*int8/);
   runner.close();
@@ -97,5 +101,6 @@ test('A pattern that fits nothing and a scheme that is none are refused by name'
   refused('*.norm.weight=int8', /pattern of a linear/);
   refused('*=int3', /int8 or int4.*quantizationOverrides.*int3/);
   refused('lm_head', /PATTERN=SCHEME/);
+  refused('proj=int8', /pattern of a linear/);
   refused('a=b=c', /PATTERN=SCHEME/);
 });
