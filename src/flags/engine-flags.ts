@@ -168,6 +168,6 @@ export function asUsage(table: FlagTable, error: unknown): never {
   const flag = error.param.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
   if (!Object.hasOwn(table, flag)) throw error;
   // The word, not a part of a path or what was received.
-  const word = new RegExp(`(?<![\\w./"-])${error.param}(?![\\w./])`, 'g');
+  const word = new RegExp(`(?<![\\w./"-])${error.param}(?!\\w|[./]\\w)`, 'g');
   throw new UsageError(error.message.replace(word, `--${flag}`));
 }

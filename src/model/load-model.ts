@@ -65,6 +65,13 @@ export function loadModel(path: string, options: LoadModelOptions = {}): LoadedM
   requireOneOf('loadFormat', loadFormat, ['auto', 'safetensors', 'dummy']);
   if (!Number.isSafeInteger(seed)) throw InvalidParameterError.expected('integer', 'seed', seed);
   const gguf = findGguf(path);
+  if (gguf !== undefined && loadFormat === 'safetensors') {
+    throw InvalidParameterError.expected(
+      `auto or dummy of a GGUF file (${gguf})`,
+      'loadFormat',
+      loadFormat,
+    );
+  }
   const file = gguf === undefined ? undefined : readGguf(gguf);
   const { name, json } = file ? { name: file.path, json: ggufConfig(file) } : readConfig(path);
   const config = withMaxModelLen(parseConfig(name, json), maxModelLen);

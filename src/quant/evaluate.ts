@@ -79,8 +79,8 @@ export function evaluate(options: EvaluateOptions): Evaluation {
     sequences.reduce((most, { length }) => Math.max(most, length), 0),
   );
   const shared = runnerOptions(Math.max(64, Math.min(1024, Math.floor(LOGITS / vocab))), longest);
-  const prompts = sequences
-    .filter(({ length }) => length >= PROMPT_TOKENS)
+  const long = sequences.filter(({ length }) => length >= PROMPT_TOKENS);
+  const prompts = (long.length > 0 ? long : sequences)
     .slice(0, Math.min(PROMPTS, shared.maxSeqs, Math.floor(shared.maxTokens / PROMPT_TOKENS)))
     .map((sequence) => sequence.slice(0, PROMPT_TOKENS));
   const runnerOf = (loaded: LoadedModel, kvCacheDtype?: KvCacheDtype): ModelRunner =>

@@ -32,6 +32,14 @@ test('The metadata becomes the config of the checkpoint', async () => {
   assert.equal(tokenizer.eosTokenId, 2);
 });
 
+test('A GGUF file is no safetensors, and the option that says so is refused', () => {
+  assert.throws(() => loadModel(files[0], { loadFormat: 'safetensors' }), {
+    name: 'InvalidParameterError',
+    param: 'loadFormat',
+    message: /GGUF file \(.*model\.gguf\)/,
+  });
+});
+
 test('The rotary factors of Llama 3.1 become its scaling, and others are refused', (t) => {
   const file = join(readGolden('quantized/gguf-llama3').path, 'model.gguf');
   const { rope } = loadModel(file).config;

@@ -113,6 +113,18 @@ test('A model has lost nothing against itself', () => {
   assert.equal(result.greedyAgreement.value, result.greedyLength);
 });
 
+test('Texts shorter than a prompt are continued from what they have', () => {
+  const model = loadModel(source);
+  const result = evaluate({
+    backend: referenceBackend,
+    model,
+    base: model,
+    sequences: [[1, 5], sequences[0].slice(0, 7)],
+  });
+  assert.equal(result.tokens, 7);
+  assert.equal(result.greedyAgreement.value, result.greedyLength);
+});
+
 test('Models with other vocabularies cannot be compared', () => {
   const [model, base] = [loadModel(source), loadModel(STORIES)];
   assert.throws(
