@@ -219,10 +219,11 @@ int main(int argc, char** argv) {
   measure(pool, smol, DType::BF16, 64, 1, 192, bandwidth);
   if (quick) {
     measure(pool, smol, DType::BF16, 1, 1, 1000, bandwidth);
-    measure(pool, smol, DType::BF16, 32, 1, 1000, bandwidth);
-    measure(pool, smol, DType::I8, 32, 1, 1000, bandwidth);
-    measure(pool, smol, DType::BF16, 1, 512, 512, bandwidth);
-    measure(pool, smol, DType::BF16, 1, 2048, 2048, bandwidth);
+    for (const DType dtype : {DType::BF16, DType::I8}) {
+      measure(pool, smol, dtype, 32, 1, 1000, bandwidth);
+      measure(pool, smol, dtype, 1, 512, 512, bandwidth);
+      measure(pool, smol, dtype, 1, 2048, 2048, bandwidth);
+    }
     measure(pool, llama, DType::BF16, 16, 1, 1000, bandwidth);
     measure(pool, llama, DType::BF16, 1, 512, 2048, bandwidth);
     return 0;
