@@ -7,7 +7,7 @@ import type { Backend, ModelRunner, RunnerOptions, StepBatch, StepResult } from 
 import { checkBatch } from '../check-batch.js';
 import { describeWidened } from '../describe-widened.js';
 import { checkKvCacheDtype, type KvDtype } from '../kv-dtype.js';
-import { describeStorage, describeWeights } from './describe-weights.js';
+import { describeStorage, describeWeights, type Fp8Support } from './describe-weights.js';
 import { encode, OP_CODES, operand } from './encode.js';
 import { cublasLibraries } from './libraries.js';
 import { lower } from './lower.js';
@@ -158,13 +158,14 @@ function createRunner(request: RunnerRequest, onProgress?: (share: number) => vo
 
 function load(
   config: NativeConfig,
-  { device }: RunnerRequest,
+  request: RunnerRequest,
   onProgress?: (share: number) => void,
 ): NativeRunner {
   try {
     return native().createRunner(config, onProgress);
   } catch (cause) {
     const { code, message } = cause as NodeJS.ErrnoException;
+    const { device } = request;
     if (code === 'ERR_NATIVE_MEMORY') {
       const { weights, workspace, kvCache } = native().plan(config);
       throw new MemoryPlanError(
@@ -175,10 +176,22 @@ function load(
         { cause },
       );
     }
-    if (code === 'ERR_NATIVE_DEVICE') throw new NativeError(message, { cause });
+    if (code === 'ERR_NATIVE_DEVICE')
+      throw new NativeError(`${message}${fp8Advice(message, request)}`, { cause });
     if (code === 'ERR_NATIVE') throw new ModelError(message, { cause });
     throw cause;
   }
+}
+
+/** An old cuBLASLt has no products of fp8, which nobody may have asked for. */
+function fp8Advice(message: string, { program, weights }: RunnerRequest): string {
+  const published = program.weights.some((weight) => {
+    const storage = weights.storage(weight);
+    return storage.kind === 'fp8' && storage.unasked;
+  });
+  return published && /products of fp8/.test(message)
+    ? `. The checkpoint is in fp8; quantization-overrides '*=float' widens it`
+    : '';
 }
 
 /** What the native code is told of a model: its lowered program, memory plan and weights. */
@@ -208,7 +221,7 @@ export function nativeConfig(request: RunnerRequest): NativeConfig {
       logits: { buffer, column, width },
       activationBytes: plan.bytes,
     },
-    weights: describeWeights(lowered, weights, fp8Refusal(device)),
+    weights: describeWeights(lowered, weights, fp8Support(device)),
     ...{ enforceEager, profiling, overlap: overlapLaunches },
     libraries: cublasLibraries(Math.floor(device.runtime / 1000)),
   };
@@ -235,11 +248,15 @@ function describe(
   );
 }
 
-/** Why a GPU has no products of 8-bit floats. */
-function fp8Refusal(device: CudaDevice): string | undefined {
-  return 10 * device.major + device.minor < 89
-    ? `${device.name} has compute capability ${capability(device)}; 8.9 is needed`
-    : undefined;
+/** cuBLASLt has products with a scale for each row on 9.0; from 8.9 on it may. */
+function fp8Support(device: CudaDevice): Fp8Support {
+  const known = 10 * device.major + device.minor;
+  return known < 89
+    ? {
+        refused: `${device.name} has compute capability ${capability(device)}; 8.9 is needed`,
+        certain: false,
+      }
+    : { certain: device.major === 9 };
 }
 
 function capability({ major, minor }: CudaDevice): string {

@@ -7,18 +7,25 @@ import { refuseFp8 } from '../fp8.js';
 import type { LoweredProgram, LoweredWeight } from './lower.js';
 import type { NativePart, NativeWeight } from './native.js';
 
+/** Products of 8-bit floats on a GPU. */
+export interface Fp8Support {
+  /** Why there are none. */
+  refused?: string;
+  /** They are sure to be there, so that a checkpoint can rely on them unasked. */
+  certain: boolean;
+}
+
 /**
  * Throws InvalidParameterError where an option asks for a matrix to be kept in a way there are no kernels
- * for; what only the checkpoint has so, or a rule chose, is floats there. `noFp8` says why a GPU has
- * no products of 8-bit floats.
+ * for; what only the checkpoint has so, or a rule chose, is floats there.
  */
 export function describeWeights(
   program: LoweredProgram,
   source: WeightSource,
-  noFp8?: string,
+  support: Fp8Support,
 ): NativeWeight[] {
   const uses = usesOf(program);
-  return program.weights.map((weight, id) => describeWeight(weight, uses[id], source, noFp8));
+  return program.weights.map((weight, id) => describeWeight(weight, uses[id], source, support));
 }
 
 /** What matrices are kept in, such as "int4-g128 and bfloat16". */
@@ -55,7 +62,7 @@ function describeWeight(
   { weight, layout }: LoweredWeight,
   use: Use,
   source: WeightSource,
-  noFp8?: string,
+  support: Fp8Support,
 ): NativeWeight {
   const tensors = weight.parts.map(({ tensor }) => source.tensor(tensor));
   const { shape } = weight;
@@ -63,9 +70,10 @@ function describeWeight(
   const described = { name: weight.name, layout, n, k, experts, fp8: false };
   const storage = source.storage(weight);
   if (layout === 'matrix' && storage.kind === 'fp8') {
-    const reason = noFp8 ?? fp8Refusal(use, n, k, source);
-    // Unasked only with bfloat16: not every cuBLASLt has products of fp8 with float16 results.
-    if (reason === undefined && (!storage.unasked || source.dtype === 'bfloat16')) {
+    const reason = support.refused ?? fp8Refusal(use, n, k, source);
+    // Not every cuBLASLt has products of fp8 with float16 results.
+    const certain = support.certain && source.dtype === 'bfloat16';
+    if (reason === undefined && (certain || !storage.unasked)) {
       return { ...described, fp8: true, parts: tensors.map(describeRows) };
     }
     if (reason !== undefined && !storage.unasked) refuseFp8(weight, reason);

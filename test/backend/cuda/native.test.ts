@@ -147,7 +147,15 @@ test('A checkpoint in fp8 is widened where the GPU or the kernels do not have it
       for (const { kind } of parts) assert.equal(kind, 'computed', name);
     }
   };
-  widened(projections({}, { ...REQUEST.device, major: 8, minor: 6 }));
+  for (const [major, minor] of [
+    [8, 6],
+    [8, 9],
+    [12, 0],
+  ]) {
+    widened(projections({}, { ...REQUEST.device, major, minor }));
+  }
+  const asked = projections({ quantization: 'fp8' }, { ...REQUEST.device, major: 8, minor: 9 });
+  assert.ok(asked.every(({ fp8 }) => fp8));
   widened(projections({ dtype: 'float16' }));
   widened(projections({ dtype: 'float32' }));
   widened(projections({ quantizationOverrides: '*=float' }));
