@@ -34,7 +34,8 @@ void fill(uint8_t* data, size_t bytes, DType dtype) {
     const float x = float(i % 97) * 0.01f - 0.5f;
     const uint16_t half = dtype == DType::F16 ? isa::toF16(x) : isa::toBf16(x);
     const uint16_t pair[2] = {half, half};
-    if (dtype == DType::F32) memcpy(data + 4 * i, &x, 4);
+    // Of I8 these are the scales; the codes are their bytes.
+    if (dtype == DType::F32 || dtype == DType::I8) memcpy(data + 4 * i, &x, 4);
     else memcpy(data + 4 * i, pair, 4);
   }
 }
@@ -76,6 +77,16 @@ double readBandwidth(ThreadPool& pool) {
   });
   ::operator delete(data, std::align_val_t(2 << 20));
   return bytes / seconds;
+}
+
+const char* nameOf(DType dtype) {
+  switch (dtype) {
+    case DType::BF16: return "bf16";
+    case DType::F16: return "f16";
+    case DType::F32: return "f32";
+    case DType::I8: return "int8";
+  }
+  return "";
 }
 
 // What a step of `seqs` sequences, each of `tokens` new tokens ending at `context`, costs.
@@ -144,7 +155,7 @@ void measure(ThreadPool& pool, const Shape& shape, DType dtype, int seqs, int to
   const double flops = 4.0 * D * shape.attention.heads * seqs * seen * shape.layers;
   const double bytes = double(layerBytes) * shape.layers;
   printf("%-10s %-4s %5d %6d %7d %9.2f %8.1f %8.1f %8.2f %8.1f %8.2f\n", shape.name,
-         dtype == DType::BF16 ? "bf16" : dtype == DType::F16 ? "f16" : "f32", seqs, tokens, context,
+         nameOf(dtype), seqs, tokens, context,
          seconds * 1e3, bytes / seconds / 1e9, flops / seconds / 1e9, bytes / bandwidth * 1e3,
          planSeconds * 1e6, writeSeconds * 1e3);
   fflush(stdout);
@@ -208,9 +219,11 @@ int main(int argc, char** argv) {
   measure(pool, smol, DType::BF16, 64, 1, 192, bandwidth);
   if (quick) {
     measure(pool, smol, DType::BF16, 1, 1, 1000, bandwidth);
-    measure(pool, smol, DType::BF16, 32, 1, 1000, bandwidth);
-    measure(pool, smol, DType::BF16, 1, 512, 512, bandwidth);
-    measure(pool, smol, DType::BF16, 1, 2048, 2048, bandwidth);
+    for (const DType dtype : {DType::BF16, DType::I8}) {
+      measure(pool, smol, dtype, 32, 1, 1000, bandwidth);
+      measure(pool, smol, dtype, 1, 512, 512, bandwidth);
+      measure(pool, smol, dtype, 1, 2048, 2048, bandwidth);
+    }
     measure(pool, llama, DType::BF16, 16, 1, 1000, bandwidth);
     measure(pool, llama, DType::BF16, 1, 512, 2048, bandwidth);
     return 0;
@@ -224,7 +237,7 @@ int main(int argc, char** argv) {
     measure(pool, smol, DType::BF16, 1, tokens, tokens, bandwidth);
   }
   measure(pool, smol, DType::BF16, 1, 256, 4000, bandwidth);
-  for (const DType dtype : {DType::F16, DType::F32}) {
+  for (const DType dtype : {DType::F16, DType::F32, DType::I8}) {
     measure(pool, smol, dtype, 64, 1, 192, bandwidth);
     measure(pool, smol, dtype, 1, 512, 512, bandwidth);
   }

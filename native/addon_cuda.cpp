@@ -27,14 +27,20 @@ cuda::TensorPart toPart(const Value& value) {
   cuda::TensorPart part{};
   const std::string kind = value.get("kind").string();
   part.elements = static_cast<size_t>(value.get("elements").integer(0, 1e15));
+  // Called before createRunner returns, while `value` is alive.
+  const auto readFloats = [value] {
+    std::vector<float> floats;
+    value.scope([&] { floats = copyOf<float>(value.get("read").result()); });
+    return floats;
+  };
   if (kind == "computed") {
     part.kind = Kind::Computed;
-    // Called before createRunner returns, while `value` is alive.
-    part.computed = [value] {
-      std::vector<float> floats;
-      value.scope([&] { floats = copyOf<float>(value.get("read").result()); });
-      return floats;
-    };
+    part.computed = readFloats;
+  } else if (kind == "fp8") {
+    part.kind = Kind::Fp8;
+    part.path = value.get("path").string();
+    part.offset = static_cast<size_t>(value.get("offset").integer(0, 1e15));
+    part.computed = readFloats;
   } else if (kind == "codes") {
     part.kind = Kind::Codes;
     part.codes = [value] {
@@ -58,7 +64,7 @@ cuda::TensorPart toPart(const Value& value) {
     part.offset = static_cast<size_t>(value.get("offset").integer(0, 1e15));
     part.dtype = toElem(value.get("dtype"));
   } else {
-    value.get("kind").fail("file, dummy, computed or codes");
+    value.get("kind").fail("file, dummy, computed, fp8 or codes");
   }
   return part;
 }

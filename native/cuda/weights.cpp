@@ -94,11 +94,19 @@ class Uploader {
 
   void uploadBytes(const void* from, size_t bytes, void* target) {
     const uint8_t* source = static_cast<const uint8_t*>(from);
+    uploadBytes(bytes, target, [&](size_t first, size_t count, uint8_t* to) {
+      std::memcpy(to, source + first, count);
+    });
+  }
+
+  // `fill(first, count, to)` writes `count` bytes, beginning with byte `first`.
+  template <class Fill>
+  void uploadBytes(size_t bytes, void* target, Fill&& fill) {
     for (size_t first = 0; first < bytes; first += kChunk * 4) {
       const size_t count = std::min(kChunk * 4, bytes - first);
       Slot& slot = slots_[next_ ^= 1];
       slot.copied.wait();
-      std::memcpy(slot.pinned.data(), source + first, count);
+      fill(first, count, slot.pinned.data());
       check(cudaMemcpyAsync(static_cast<uint8_t*>(target) + first, slot.pinned.data(), count,
                             cudaMemcpyHostToDevice, stream_),
             "copying weights to the GPU");
@@ -131,14 +139,20 @@ class Uploader {
 
 using Files = std::map<std::string, std::unique_ptr<File>>;
 
+const File& openFile(Files& files, const std::string& path) {
+  auto& file = files[path];
+  if (!file) file = std::make_unique<File>(path);
+  return *file;
+}
+
 // A part whose numbers are floats, of which any range can be had on the GPU.
 class FloatPart {
  public:
   FloatPart(const WeightSpec& spec, const TensorPart& part, Uploader& uploader, Files& files,
             cudaStream_t stream)
       : part_(part), uploader_(uploader), stream_(stream) {
-    if (part.kind == TensorPart::Kind::Codes) {
-      throw std::runtime_error(spec.name + " is kept as floats and has a part of codes");
+    if (part.kind == TensorPart::Kind::Codes || part.kind == TensorPart::Kind::Fp8) {
+      throw std::runtime_error(spec.name + " is kept otherwise than its part of codes");
     }
     if (part.kind == TensorPart::Kind::Computed) {
       floats_ = part.computed();
@@ -147,9 +161,7 @@ class FloatPart {
       }
     }
     if (part.kind == TensorPart::Kind::File) {
-      auto& file = files[part.path];
-      if (!file) file = std::make_unique<File>(part.path);
-      file_ = file.get();
+      file_ = &openFile(files, part.path);
     }
   }
 
@@ -177,6 +189,20 @@ class FloatPart {
   const File* file_ = nullptr;
 };
 
+// Rows of fp8 as the checkpoint has them.
+void loadFp8Codes(const WeightSpec& spec, const TensorPart& part, int rows, uint8_t* codes,
+                  float* scales, Uploader& uploader, Files& files) {
+  const std::vector<float> read = part.computed();
+  if (read.size() != size_t(rows)) {
+    throw std::runtime_error(spec.name + ": a part of fp8 has the wrong number of scales");
+  }
+  uploader.uploadBytes(read.data(), read.size() * 4, scales);
+  const File& file = openFile(files, part.path);
+  uploader.uploadBytes(part.elements, codes, [&](size_t first, size_t count, uint8_t* to) {
+    file.read(part.offset + first, count, to);
+  });
+}
+
 // Fills a matrix of fp8, some rows at a time, which wait as floats in half of the scratch.
 void loadFp8(const WeightSpec& spec, uint8_t* data, uint8_t* floats, Uploader& uploader,
              Files& files, cudaStream_t stream) {
@@ -187,8 +213,14 @@ void loadFp8(const WeightSpec& spec, uint8_t* data, uint8_t* floats, Uploader& u
     if (part.elements % k != 0) {
       throw std::runtime_error(spec.name + ": a part is not a number of rows");
     }
-    FloatPart numbers(spec, part, uploader, files, stream);
     const int rows = static_cast<int>(part.elements / k);
+    if (part.kind == TensorPart::Kind::Fp8) {
+      loadFp8Codes(spec, part, rows, data, scales, uploader, files);
+      data += part.elements;
+      scales += rows;
+      continue;
+    }
+    FloatPart numbers(spec, part, uploader, files, stream);
     for (int first = 0; first < rows; first += rowsAtOnce) {
       const int count = std::min(rowsAtOnce, rows - first);
       numbers.load(size_t(first) * k, size_t(count) * k, Elem::F32, floats);

@@ -19,7 +19,7 @@ struct CodesPart {
 
 // A tensor of the checkpoint: TensorRef of src/model/weights.ts.
 struct TensorPart {
-  enum class Kind { File, Dummy, Computed, Codes } kind;
+  enum class Kind { File, Dummy, Computed, Fp8, Codes } kind;
   size_t elements;
   // A file's range...
   std::string path;
@@ -28,7 +28,8 @@ struct TensorPart {
   // ...or numbers from a hash...
   uint32_t seed;
   float mean, scale;
-  // ...or floats, asked for once, on the thread that loads.
+  // ...or floats, asked for once, on the thread that loads: the numbers, or the scales of rows whose
+  // e4m3 codes are a file's range (of weights that are kept in fp8)...
   std::function<std::vector<float>()> computed;
   // ...or codes, likewise: of weights that are kept in 4 bits.
   std::function<CodesPart()> codes;

@@ -2,7 +2,7 @@
 import { type DeviceOptions, loadBackend } from '../backend/load-backend.js';
 import type { EngineOptions } from '../engine/engine-options.js';
 import type { QUALITY_FLAGS } from '../flags/engine-flags.js';
-import { type FlagValues, UsageError } from '../flags/flag.js';
+import { type FlagValues, refuseIdle, UsageError } from '../flags/flag.js';
 import type { LoadModelOptions } from '../model/load-model.js';
 import { evaluate } from '../quant/evaluate.js';
 import { openModel } from '../quant/load-runner.js';
@@ -28,11 +28,11 @@ const LENGTH = 512;
  * `--max-quality-loss`. Throws `ModelError` with the number where it is above the limit, `UsageError`
  * where there is nothing to compare with.
  */
-export async function checkQuality(
-  options: JudgedOptions,
-  { 'max-quality-loss': limit, 'quality-base': base, 'quality-text': text }: QualityFlags,
-): Promise<void> {
-  if (limit === undefined) return;
+export async function checkQuality(options: JudgedOptions, flags: QualityFlags): Promise<void> {
+  const { 'max-quality-loss': limit, 'quality-base': base, 'quality-text': text } = flags;
+  if (limit === undefined) {
+    return refuseIdle(flags, ['quality-base', 'quality-text'], '--max-quality-loss');
+  }
   const most = parseQualityLimit(limit);
   const { model: path, dtype, loadFormat, seed, quantization, quantizationOverrides } = options;
   const changed = [quantization, quantizationOverrides].some((value) => value !== undefined);

@@ -1,5 +1,6 @@
 /** `millrace eval PATH --against BASE`: what a model has lost against another. */
-import { writeFileSync } from 'node:fs';
+import { existsSync, writeFileSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
 import { loadBackend } from '../backend/load-backend.js';
 import { asUsage, DTYPES, ENGINE_FLAGS, MODEL_FLAGS } from '../flags/engine-flags.js';
 import { type FlagValues, pick, UsageError } from '../flags/flag.js';
@@ -77,6 +78,11 @@ async function judge(
   flags: FlagValues<typeof FLAGS>,
 ): Promise<number> {
   const limit = flags['max-quality-loss'] && parseQualityLimit(flags['max-quality-loss']);
+  const output = flags['output-json'];
+  // Minutes of measuring come before it is written.
+  if (output !== undefined && !existsSync(dirname(resolve(output)))) {
+    throw new UsageError(`--output-json ${output}: there is no folder ${dirname(output)}`);
+  }
   const { quantization, 'quantization-overrides': quantizationOverrides, dtype } = flags;
   const model = openModel({ path, dtype, quantization, quantizationOverrides });
   const base = openModel({ path: against, dtype: flags['base-dtype'] });
@@ -97,9 +103,14 @@ async function judge(
   });
   for (const note of model.notes) console.log(`note: ${note}`);
   console.log(describeEvaluation(evaluation));
-  if (flags['output-json'] !== undefined) {
-    const report = { model: path, against, quantization, ...evaluation };
-    writeFileSync(flags['output-json'], `${JSON.stringify(report, null, 2)}\n`);
+  if (output !== undefined) {
+    const report = {
+      ...{ model: path, against, quantization, quantizationOverrides, device: flags.device },
+      ...{ dtype: model.weights.dtype, baseDtype: base.weights.dtype },
+      kvCacheDtype: flags['kv-cache-dtype'],
+      ...evaluation,
+    };
+    writeFileSync(output, `${JSON.stringify(report, null, 2)}\n`);
   }
   if (limit) requireQuality(limit, evaluation);
   return 0;

@@ -1,9 +1,9 @@
 /** `millrace quantize SRC DST`: writes a quantized checkpoint. */
 import { rmSync } from 'node:fs';
 import { loadBackend } from '../backend/load-backend.js';
-import { InvalidParameterError } from '../errors.js';
+import { InvalidParameterError, ModelError } from '../errors.js';
 import { asUsage, ENGINE_FLAGS } from '../flags/engine-flags.js';
-import { type FlagValues, pick, UsageError } from '../flags/flag.js';
+import { type FlagValues, pick, refuseIdle, UsageError } from '../flags/flag.js';
 import { flagHelp } from '../flags/flag-help.js';
 import { choice, HELP_FLAG, integer, string, strings } from '../flags/kinds.js';
 import { parseFlags } from '../flags/parse-flags.js';
@@ -19,6 +19,7 @@ import { loadTokenizer } from '../tokenizer/load-tokenizer.js';
 import { shareProgress } from './share-progress.js';
 
 const QUANTIZATION = 'Quantization';
+const CALIBRATION_TOKENS = 16_384;
 
 const FLAGS = {
   scheme: string({
@@ -42,7 +43,7 @@ const FLAGS = {
     group: QUANTIZATION,
     help: 'Tokens of it to use.',
     min: 128,
-    default: 16_384,
+    shownDefault: `${CALIBRATION_TOKENS}`,
   }),
   ignore: strings({
     group: QUANTIZATION,
@@ -58,6 +59,7 @@ const FLAGS = {
     group: QUANTIZATION,
     help: 'Text to measure with; not that of the calibration.',
     placeholder: 'FILE',
+    shownDefault: 'bundled stories that do not calibrate',
   }),
   device: choice({ group: 'Engine', help: 'Executor.', of: ['cpu', 'reference'], default: 'cpu' }),
   ...pick(ENGINE_FLAGS, 'threads', 'cpu-isa'),
@@ -98,6 +100,8 @@ async function writeQuantized(
 ): Promise<number> {
   const storage = requireScheme(scheme);
   const method = flags.method ?? (storage.bits === 4 ? 'gptq' : 'rtn');
+  if (method === 'rtn') refuseIdle(flags, ['calibration', 'calibration-tokens'], '--method gptq');
+  if (!flags['max-quality-loss']) refuseIdle(flags, ['eval-text'], '--max-quality-loss');
   const limit = flags['max-quality-loss'] && parseQualityLimit(flags['max-quality-loss']);
   const sequencesOf = async (texts: readonly string[], tokens: number) => {
     const { maxModelLen } = openModel({ path: source }).config;
@@ -115,10 +119,11 @@ async function writeQuantized(
           backend,
           sequences: await sequencesOf(
             textsOf(flags.calibration, 'calibration', [0, SPLIT]),
-            flags['calibration-tokens'],
+            flags['calibration-tokens'] ?? CALIBRATION_TOKENS,
           ),
         }
       : undefined;
+  const calibrated = calibration?.sequences.reduce((sum, { length }) => sum + length, 0);
   const began = performance.now();
   const result = quantizeCheckpoint({
     source,
@@ -131,7 +136,7 @@ async function writeQuantized(
   for (const note of result.notes) console.log(`note: ${note}`);
   const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
   console.log(
-    `${target}: ${result.quantized} matrices to ${scheme} (${method}) in ` +
+    `${target}: ${result.quantized} matrices to ${scheme} (${method}${calibrated ? ` on ${calibrated} tokens` : ''}) in ` +
       `${((performance.now() - began) / 1000).toFixed(1)} s, weights ` +
       `${mebibytes(result.bytesBefore)} before, ${mebibytes(result.bytesAfter)} after`,
   );
@@ -149,17 +154,17 @@ async function writeQuantized(
       requireQuality(limit, evaluation);
     } catch (error) {
       rmSync(target, { recursive: true });
-      throw error;
+      throw new ModelError(`${(error as Error).message}: ${target} was deleted`, { cause: error });
     }
   }
   return 0;
 }
 
 /** What the compressed-tensors layout and the kernels both have. */
+const SCHEMES = /^(?:int8|int4(?:-g(?:32|64|128))?(?:-asym)?)$/;
+
 function requireScheme(scheme: string): IntegerStorage {
-  const storage = parseScheme(scheme, 'scheme');
-  const rows = storage.bits === 8 && storage.group === 0 && storage.symmetric;
-  if (rows || (storage.bits === 4 && storage.group > 0)) return storage;
+  if (SCHEMES.test(scheme)) return parseScheme(scheme, 'scheme');
   throw InvalidParameterError.expected(
     'int8, or int4-g32, int4-g64, int4-g128, with -asym if wanted',
     'scheme',

@@ -1,5 +1,6 @@
 /** The memory plan of a model in an executor, from what the executor and the machine say. */
 import type { Backend } from '../backend/backend.js';
+import { withoutFp8 } from '../backend/fp8.js';
 import { checkKvCacheDtype, kvDtypeOf } from '../backend/kv-dtype.js';
 import type { LoadedModel } from '../model/load-model.js';
 import type { ResolvedOptions } from './engine-options.js';
@@ -41,7 +42,7 @@ export function planRunner(
     memory: device
       ? { kind: 'device', ...device, utilization }
       : { kind: 'machine', free: freeMemory() },
-    fixed: fixed ?? estimateFixedBytes(program, weights, maxNumBatchedTokens),
+    fixed: fixed ?? estimateFixedBytes(program, withoutFp8(weights), maxNumBatchedTokens),
     kvBytesPerBlock: blockBytes(backend, { program, weights }, options),
     blockSize,
     maxModelLen,

@@ -29,7 +29,7 @@ export const MODEL_FLAGS = {
   }),
   'quantization-overrides': string({
     group: MODEL,
-    help: 'Schemes of single weights, or float: *.down_proj.weight=int8,lm_head.weight=float.',
+    help: 'Schemes of single weights, or float; * is any text: *.down_proj=int8,lm_head=float.',
     placeholder: 'PATTERN=SCHEME,...',
   }),
   'load-format': choice({
@@ -167,5 +167,7 @@ export function asUsage(table: FlagTable, error: unknown): never {
   if (!(error instanceof InvalidParameterError) || error.param === undefined) throw error;
   const flag = error.param.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
   if (!Object.hasOwn(table, flag)) throw error;
-  throw new UsageError(error.message.replaceAll(error.param, `--${flag}`));
+  // The word, not a part of a path or what was received.
+  const word = new RegExp(`(?<![\\w./"-])${error.param}(?!\\w|[./]\\w)`, 'g');
+  throw new UsageError(error.message.replace(word, `--${flag}`));
 }

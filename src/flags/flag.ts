@@ -45,6 +45,16 @@ export function expected(what: string, name: string, received: string | undefine
   );
 }
 
+/** Throws UsageError if one of `names` was given: without `needed` it would do nothing. */
+export function refuseIdle<Values extends object>(
+  values: Values,
+  names: readonly (keyof Values & string)[],
+  needed: string,
+): void {
+  const idle = names.find((name) => values[name] !== undefined);
+  if (idle !== undefined) throw new UsageError(`--${idle} does nothing without ${needed}`);
+}
+
 /** Some flags of a table, in the order named. */
 export function pick<Table extends FlagTable, Name extends keyof Table>(
   table: Table,

@@ -29,13 +29,27 @@ export const BLOCK_STORAGE: Readonly<Record<QuantizedBlockType, IntegerStorage>>
 export function readBlocks(tensor: GgufTensor): QuantizedMatrix {
   const [rows, width] = tensor.shape;
   const bytes = readRange(tensor.path, tensor.offset, tensor.bytes);
-  if (tensor.type === 'Q6_K') return quantizeRows(sixBit(bytes, rows * width), rows, width, INT8);
+  if (tensor.type === 'Q6_K') return roundSixBit(bytes, rows, width);
   const count = (rows * width) / 32;
   const codes = new Int8Array(rows * width);
   const scales = new Float32Array(count);
   const offsets = tensor.type === 'Q8_0' ? undefined : new Float32Array(count);
   READERS[tensor.type as keyof typeof READERS](bytes, codes, scales, offsets!);
   return { codes, scales, offsets };
+}
+
+/** Row by row, so that the floats of one are all there are. */
+function roundSixBit(bytes: Uint8Array, rows: number, width: number): QuantizedMatrix {
+  const codes = new Int8Array(rows * width);
+  const scales = new Float32Array((rows * width) / 32);
+  const size = bytes.length / rows;
+  for (let row = 0; row < rows; row++) {
+    const values = sixBit(bytes.subarray(row * size, (row + 1) * size), width);
+    const rounded = quantizeRows(values, 1, width, INT8);
+    codes.set(rounded.codes, row * width);
+    scales.set(rounded.scales, (row * width) / 32);
+  }
+  return { codes, scales };
 }
 
 const READERS = {
@@ -111,20 +125,26 @@ function superScales(
 }
 
 /** Q6_K: 128 bytes of low halves, 64 of upper pairs, 16 scales of int8, d. Values of all elements. */
-export function sixBit(bytes: Uint8Array, count: number): Float32Array {
+function sixBit(bytes: Uint8Array, count: number): Float32Array {
   const values = new Float32Array(count);
   for (let block = 0; block * 256 < count; block++) {
     const at = block * 210;
     const d = halfAt(bytes, at + 208);
-    for (let i = 0; i < 256; i++) {
-      // Halves of 128 elements; within, quarters of 32 share a byte of upper pairs.
-      const half = i >> 7;
-      const quarter = (i >> 5) & 3;
-      const low = bytes[at + half * 64 + (quarter & 1) * 32 + (i % 32)];
-      const high = bytes[at + 128 + half * 32 + (i % 32)] >> (2 * quarter);
-      const code = ((quarter < 2 ? low & 15 : low >> 4) | ((high & 3) << 4)) - 32;
-      const scale = (bytes[at + 192 + (i >> 4)] << 24) >> 24;
-      values[block * 256 + i] = d * scale * code;
+    // Halves of 128 elements; within, quarters of 32 share a byte of upper pairs.
+    for (let part = 0; part < 8; part++) {
+      const half = part >> 2;
+      const quarter = part & 3;
+      const lows = at + half * 64 + (quarter & 1) * 32;
+      const highs = at + 128 + half * 32;
+      const shift = quarter < 2 ? 0 : 4;
+      for (let i = 0; i < 32; i += 16) {
+        const scale = d * ((bytes[at + 192 + 2 * part + (i >> 4)] << 24) >> 24);
+        for (let j = i; j < i + 16; j++) {
+          const low = (bytes[lows + j] >> shift) & 15;
+          const high = (bytes[highs + j] >> (2 * quarter)) & 3;
+          values[block * 256 + part * 32 + j] = scale * ((low | (high << 4)) - 32);
+        }
+      }
     }
   }
   return values;

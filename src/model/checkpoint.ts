@@ -103,6 +103,10 @@ export function checkedWeights(
   const found = program.weights.map((weight) => ({ weight, parts: weight.parts.map(find) }));
   for (const [name, entry] of tensors) {
     if (used.has(name) || isHarmless(name) || (format && isZeroBias(entry))) continue;
+    if (format && KV_SCALE.test(name)) {
+      notes.add('scales for a KV cache in 8 bits, which the checkpoint has, are not used');
+      continue;
+    }
     problems.push(`unexpected ${name}`);
   }
   if (problems.length > 0) throw mismatch(directory, problems);
@@ -164,6 +168,9 @@ function isZeroBias(entry: TensorEntry): boolean {
   const isBias = entry.name.endsWith('.bias') && Object.hasOwn(DTYPES, entry.dtype);
   return isBias && readFloats(entry).every((value) => value === 0);
 }
+
+/** Static ones of compressed-tensors' `kv_cache_scheme` and of AutoFP8. */
+const KV_SCALE = /\.self_attn\.(?:[kv]|[kv]_proj\.output)_scale$/;
 
 /**
  * Tensors that checkpoints carry without need: frequencies that follow from the config, and a copy

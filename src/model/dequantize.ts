@@ -9,10 +9,14 @@ export function dequantize({ shape, storage, read }: QuantizedTensor): Float32Ar
   const groups = Math.ceil(width / group);
   const values = new Float32Array(rows * width);
   for (let row = 0; row < rows; row++) {
-    for (let k = 0; k < width; k++) {
-      const at = row * groups + Math.floor(k / group);
-      const value = scales[at] * codes[row * width + k] + (offsets?.[at] ?? 0);
-      values[row * width + (columns ? columns[k] : k)] = value;
+    const first = row * width;
+    for (let g = 0; g < groups; g++) {
+      const scale = scales[row * groups + g];
+      const offset = offsets ? offsets[row * groups + g] : 0;
+      const end = Math.min(width, (g + 1) * group);
+      for (let k = g * group; k < end; k++) {
+        values[first + (columns ? columns[k] : k)] = scale * codes[first + k] + offset;
+      }
     }
   }
   return values;

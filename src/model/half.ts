@@ -10,12 +10,24 @@ export function bfloat16ToFloat(bits: number): number {
 }
 
 export function float16ToFloat(bits: number): number {
-  const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 31;
   const fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction === 0 ? sign * Infinity : Number.NaN;
-  return sign * (1024 + fraction) * 2 ** (exponent - 25);
+  if (exponent === 0) return (bits & 0x8000 ? -fraction : fraction) * 2 ** -24;
+  // The exponent's bias is 15, that of float32 127; all ones are infinity or NaN in both.
+  const widened = exponent === 31 ? 255 : exponent + 112;
+  word[0] = ((bits & 0x8000) << 16) | (widened << 23) | (fraction << 13);
+  return float[0];
+}
+
+/** All of them at once. */
+export function halvesToFloats(
+  halves: Uint16Array,
+  dtype: Exclude<DType, 'float32'>,
+): Float32Array<ArrayBuffer> {
+  const floats = new Float32Array(halves.length);
+  const widen = dtype === 'bfloat16' ? bfloat16ToFloat : float16ToFloat;
+  for (let i = 0; i < halves.length; i++) floats[i] = widen(halves[i]);
+  return floats;
 }
 
 /** `value` rounded to what `dtype` can hold. */

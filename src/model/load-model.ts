@@ -65,6 +65,13 @@ export function loadModel(path: string, options: LoadModelOptions = {}): LoadedM
   requireOneOf('loadFormat', loadFormat, ['auto', 'safetensors', 'dummy']);
   if (!Number.isSafeInteger(seed)) throw InvalidParameterError.expected('integer', 'seed', seed);
   const gguf = findGguf(path);
+  if (gguf !== undefined && loadFormat === 'safetensors') {
+    throw InvalidParameterError.expected(
+      `auto or dummy of a GGUF file (${gguf})`,
+      'loadFormat',
+      loadFormat,
+    );
+  }
   const file = gguf === undefined ? undefined : readGguf(gguf);
   const { name, json } = file ? { name: file.path, json: ggufConfig(file) } : readConfig(path);
   const config = withMaxModelLen(parseConfig(name, json), maxModelLen);
@@ -76,9 +83,10 @@ export function loadModel(path: string, options: LoadModelOptions = {}): LoadedM
     const format = checkpointFormat(config.fields);
     return checkedWeights(path, program, readCheckpoint(path), dtype, format);
   };
-  const { weights: own, notes } = source();
-  const weights = withQuantization(own, program, options);
-  return { path, config, program, weights, notes, ...readGenerationConfig(path, config) };
+  const own = source();
+  const { weights, notes } = withQuantization(own.weights, program, options);
+  const all = [...own.notes, ...notes];
+  return { path, config, program, weights, notes: all, ...readGenerationConfig(path, config) };
 }
 
 function readConfig(path: string): { name: string; json: JsonObject } {

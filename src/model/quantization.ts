@@ -9,6 +9,7 @@
  */
 import { InvalidParameterError } from '../errors.js';
 import type { Program, Weight } from './program.js';
+import { asFloats } from './unite-parts.js';
 import type { Fp8Storage, IntegerStorage, MatrixStorage, WeightSource } from './weights.js';
 
 export interface QuantizationOptions {
@@ -21,7 +22,13 @@ export interface QuantizationOptions {
 const SCHEME = /^int([48])(?:-g(32|64|128))?(-asym)?$/;
 const FLOAT: MatrixStorage = { kind: 'float' };
 const FP8: Fp8Storage = { kind: 'fp8' };
-const HEAD: IntegerStorage = { kind: 'integer', bits: 8, group: 0, symmetric: true };
+const HEAD: IntegerStorage = {
+  kind: 'integer',
+  bits: 8,
+  group: 0,
+  symmetric: true,
+  unasked: true,
+};
 /** Of plain `int4`. Its plain form has groups, plain `int8` has one scale a row. */
 const INT4_GROUP = 32;
 
@@ -55,27 +62,43 @@ export function schemeName({ bits, group, symmetric }: IntegerStorage): string {
 }
 
 /**
- * The source with the storage these options ask for. Matrices the checkpoint has quantized keep
- * their own. Throws `InvalidParameterError`.
+ * The source with the storage these options ask for, and what a person should know of it. Matrices the
+ * checkpoint has as integers keep their own unless an override names them. Throws
+ * `InvalidParameterError`, also for an option that would change nothing.
  */
 export function withQuantization(
   source: WeightSource,
   program: Program,
   { quantization, quantizationOverrides }: QuantizationOptions,
-): WeightSource {
-  if (quantization === undefined && quantizationOverrides === undefined) return source;
+): { weights: WeightSource; notes: string[] } {
+  if (quantization === undefined && quantizationOverrides === undefined) {
+    return { weights: source, notes: [] };
+  }
   const scheme = quantization === undefined ? undefined : parseStorage(quantization);
   const overrides = parseOverrides(quantizationOverrides ?? '');
   const candidates = quantizable(program);
   const used = new Set<Override>();
   const storages = new Map<number, MatrixStorage>();
+  /** Tensors whose codes are given up for what an override asks. */
+  const widened = new Set<string>();
+  const kept: string[] = [];
+  let asked = 0;
   for (const [weight, isHead] of candidates) {
-    const plain = scheme?.kind === 'fp8' ? (isHead || isExperts(weight) ? FLOAT : FP8) : scheme;
     const own = source.storage(weight);
-    const override = overrides.find(({ pattern }) => matches(pattern, weight));
-    if (override) used.add(override);
-    const wanted = override?.storage ?? (isHead && plain?.kind === 'integer' ? HEAD : plain);
-    storages.set(weight.id, own.kind === 'integer' ? own : (wanted ?? own));
+    const override = overrides.find(({ pattern }) => matches(pattern, weight, isHead));
+    if (override) {
+      used.add(override);
+      storages.set(weight.id, override.storage);
+      if (own.kind !== override.storage.kind || own.kind === 'integer') {
+        for (const { tensor } of weight.parts) widened.add(tensor);
+      }
+    } else if (scheme && own.kind === 'integer') {
+      kept.push(schemeName(own));
+    } else if (scheme) {
+      const storage = schemeFor(scheme, weight, isHead, own);
+      storages.set(weight.id, storage);
+      if (storage.kind === scheme.kind) asked++;
+    }
   }
   const idle = overrides.find((override) => !used.has(override));
   if (idle) {
@@ -85,11 +108,38 @@ export function withQuantization(
       idle.text,
     );
   }
-  return {
+  const names = [...new Set(kept)].join(' and ');
+  if (scheme && asked === 0 && kept.length > 0) {
+    throw new InvalidParameterError(
+      `quantization ${quantization} changes nothing: all matrices of the checkpoint are ${names}, ` +
+        'and only overrides round them anew',
+      { param: 'quantization' },
+    );
+  }
+  const notes = [];
+  if (kept.length > 0) {
+    notes.push(`${kept.length} matrices stay ${names}, as the checkpoint has them`);
+  }
+  if (scheme?.kind === 'fp8' && candidates.some(([weight]) => isExperts(weight))) {
+    notes.push('experts are not in fp8: there are no kernels for it');
+  }
+  const weights: WeightSource = {
     dtype: source.dtype,
     storage: (weight) => storages.get(weight.id) ?? source.storage(weight),
-    tensor: (name) => source.tensor(name),
+    tensor: (name) => (widened.has(name) ? asFloats(source.tensor(name)) : source.tensor(name)),
   };
+  return { weights, notes };
+}
+
+/** What a scheme for all matrices makes of one. */
+function schemeFor(
+  scheme: IntegerStorage | Fp8Storage,
+  weight: Weight,
+  isHead: boolean,
+  own: MatrixStorage,
+): MatrixStorage {
+  if (scheme.kind === 'integer') return isHead ? HEAD : scheme;
+  return isHead || isExperts(weight) ? own : scheme;
 }
 
 interface Override {
@@ -111,8 +161,10 @@ function parseOverrides(text: string): Override[] {
   });
 }
 
-function matches(pattern: RegExp, { name, parts }: Weight): boolean {
-  return pattern.test(name) || parts.some(({ tensor }) => pattern.test(tensor));
+/** Tensors are also called by their module, and a head that is the embedding `lm_head`. */
+function matches(pattern: RegExp, { name, parts }: Weight, isHead: boolean): boolean {
+  const names = [name, ...parts.map(({ tensor }) => tensor), ...(isHead ? ['lm_head.weight'] : [])];
+  return names.some((each) => pattern.test(each) || pattern.test(each.replace(/\.weight$/, '')));
 }
 
 function isExperts({ shape }: Weight): boolean {

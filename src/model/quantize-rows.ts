@@ -26,8 +26,9 @@ export function quantizeRows(
       let low = 0;
       let high = 0;
       for (let i = from; i < to; i++) {
-        if (values[i] < low) low = values[i];
-        if (values[i] > high) high = values[i];
+        const value = values[i];
+        if (value < low) low = value;
+        if (value > high) high = value;
       }
       // Codes lie between `least` and `most`; `zero` is the code of 0.
       const least = bits === 8 ? -128 : 0;
@@ -35,9 +36,11 @@ export function quantizeRows(
       const steps = symmetric ? (bits === 8 ? 127 : 7) : most - least;
       const scale = Math.fround((symmetric ? Math.max(-low, high) : high - low) / steps);
       const zero = symmetric ? (bits === 8 ? 0 : 8) : least - roundToEven(low / (scale || 1));
+      // Of a group of zeros all codes are those of 0, whatever they are divided by.
+      const divisor = scale || 1;
       for (let i = from; i < to; i++) {
-        const code = scale === 0 ? zero : roundToEven(values[i] / scale) + zero;
-        codes[i] = Math.min(most, Math.max(least, code));
+        const code = roundToEven(values[i] / divisor) + zero;
+        codes[i] = code < least ? least : code > most ? most : code;
       }
       scales[row * groups + g] = scale;
       if (offsets) offsets[row * groups + g] = -scale * zero;
@@ -46,9 +49,9 @@ export function quantizeRows(
   return { codes, scales, offsets };
 }
 
+/** Added to a number less than 2^51 and taken away again, this leaves no bits after the point. */
+const WHOLE = 1.5 * 2 ** 52;
+
 function roundToEven(x: number): number {
-  const floor = Math.floor(x);
-  const rest = x - floor;
-  if (rest !== 0.5) return Math.round(x);
-  return floor % 2 === 0 ? floor : floor + 1;
+  return x + WHOLE - WHOLE;
 }

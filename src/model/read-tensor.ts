@@ -2,8 +2,9 @@
 import { closeSync, openSync, readSync } from 'node:fs';
 import { ModelError } from '../errors.js';
 import { dequantize } from './dequantize.js';
-import { bfloat16ToFloat, float16ToFloat } from './half.js';
-import { BYTES, dummyValue, type TensorRef } from './weights.js';
+import { FLOAT_OF_E4M3 } from './e4m3.js';
+import { halvesToFloats } from './half.js';
+import { BYTES, dummyValue, type Fp8Tensor, type TensorRef } from './weights.js';
 
 /** All elements of a tensor, row-major. Throws `ModelError` if the file cannot be read. */
 export function readTensor(tensor: TensorRef): Float32Array {
@@ -12,10 +13,21 @@ export function readTensor(tensor: TensorRef): Float32Array {
     return Float32Array.from({ length }, (_, i) => dummyValue(tensor, i));
   if (tensor.kind === 'computed') return tensor.read();
   if (tensor.kind === 'quantized') return dequantize(tensor);
+  if (tensor.kind === 'fp8') return widen(tensor);
   const bytes = readRange(tensor.path, tensor.offset, length * BYTES[tensor.dtype]);
   if (tensor.dtype === 'float32') return new Float32Array(bytes.buffer);
-  const halves = new Uint16Array(bytes.buffer);
-  return Float32Array.from(halves, tensor.dtype === 'float16' ? float16ToFloat : bfloat16ToFloat);
+  return halvesToFloats(new Uint16Array(bytes.buffer), tensor.dtype);
+}
+
+function widen({ path, offset, shape, readScales }: Fp8Tensor): Float32Array {
+  const [rows, width] = shape;
+  const codes = readRange(path, offset, rows * width);
+  const values = new Float32Array(rows * width);
+  readScales().forEach((scale, row) => {
+    const end = (row + 1) * width;
+    for (let at = row * width; at < end; at++) values[at] = scale * FLOAT_OF_E4M3[codes[at]];
+  });
+  return values;
 }
 
 /** `length` bytes of a file from `offset`. Throws `ModelError`. */

@@ -21,20 +21,23 @@ export interface UnitedParts {
 }
 
 /**
- * Integer parts take the widest of their bits, the finest of their groups, and offsets if one has
- * them: codes and scales are rewritten, no value changes. Parts stay integers only if all are and
- * their act-order is the same, and if no step looks up single rows (`embedded`); otherwise quantized
- * ones become floats.
+ * Parts in 8-bit floats stay so if all are: each row has its own scale. Integer parts take the widest
+ * of their bits, the finest of their groups, and offsets if one has them: codes and scales are
+ * rewritten, no value changes. Parts stay integers only if all are and their act-order is the same.
+ * Quantized ones become floats otherwise, and where a step looks up single rows (`embedded`).
  */
 export function uniteParts(parts: readonly TensorRef[], embedded = false): UnitedParts {
+  const eight = parts.filter((part) => part.kind === 'fp8').length;
+  if (eight === parts.length && !embedded)
+    return { parts, storage: { kind: 'fp8', unasked: true } };
   const quantized = parts.filter((part) => part.kind === 'quantized');
-  if (quantized.length === 0) return { parts, storage: { kind: 'float' } };
+  if (quantized.length + eight === 0) return { parts, storage: { kind: 'float' } };
   const sameOrder = quantized.every(
     ({ columns }) => columns?.join() === quantized[0].columns?.join(),
   );
   if (quantized.length < parts.length || !sameOrder || embedded) {
     return {
-      parts: parts.map((part) => (part.kind === 'quantized' ? asFloats(part) : part)),
+      parts: parts.map(asFloats),
       storage: { kind: 'float' },
       lost: embedded
         ? 'embeddings are looked up as floats'
@@ -47,7 +50,9 @@ export function uniteParts(parts: readonly TensorRef[], embedded = false): Unite
   return { parts: quantized.map((part) => widened(part, storage)), storage };
 }
 
-function asFloats(part: QuantizedTensor): TensorRef {
+/** The tensor as an executor reads it that keeps no codes. */
+export function asFloats(part: TensorRef): TensorRef {
+  if (part.kind !== 'quantized' && part.kind !== 'fp8') return part;
   return { kind: 'computed', shape: part.shape, read: () => readTensor(part) };
 }
 
@@ -59,6 +64,7 @@ function commonStorage(parts: readonly QuantizedTensor[]): IntegerStorage {
     bits: parts.some(({ storage }) => storage.bits === 8) ? 8 : 4,
     group: rowsOnly ? 0 : (Math.min(...groups.filter((_, i) => parts[i].storage.group > 0)) as 32),
     symmetric: parts.every(({ storage }) => storage.symmetric),
+    unasked: true,
   };
 }
 

@@ -50,6 +50,18 @@ export interface QuantizedTensor {
   read(): QuantizedMatrix;
 }
 
+/** A matrix that the checkpoint has in 8-bit floats (e4m3) with one scale a row. */
+export interface Fp8Tensor {
+  readonly kind: 'fp8';
+  /** [out, in]. */
+  readonly shape: readonly number[];
+  /** The codes, row-major, one a byte: a checked range of a file from byte `offset` on. */
+  readonly path: string;
+  readonly offset: number;
+  /** [out]: `weight[n][k] = scales[n] * code[n][k]`. Throws `ModelError`. */
+  readScales(): Float32Array;
+}
+
 /** `weight[n][k] = scales[n][g] * codes[n][k] + offsets[n][g]`, g = the group of k. */
 export interface QuantizedMatrix {
   /** [out, in], one code a byte: two's complement int8, or 0 .. 15 (int4; symmetric ones too, with offset -8 * scale). */
@@ -76,14 +88,22 @@ export interface ComputedTensor {
   read(): Float32Array;
 }
 
-export type TensorRef = FileTensor | DummyTensor | QuantizedTensor | ComputedTensor;
+export type TensorRef = FileTensor | DummyTensor | QuantizedTensor | Fp8Tensor | ComputedTensor;
+
+interface Storage {
+  /**
+   * No option asked for it: the checkpoint has it so, or a rule chose it. An executor without kernels
+   * for it keeps floats; what was asked for it refuses.
+   */
+  readonly unasked?: true;
+}
 
 /**
  * Integer weights. `group` input columns share a scale (and offset); 0: a whole row does.
  * Activations are quantized on the fly, symmetric int8, one scale a token where `group` is 0 and
  * one a token and group otherwise: `scale = max|x| / 127`, codes rounded to nearest even.
  */
-export interface IntegerStorage {
+export interface IntegerStorage extends Storage {
   readonly kind: 'integer';
   readonly bits: 4 | 8;
   readonly group: 0 | 32 | 64 | 128;
@@ -92,10 +112,10 @@ export interface IntegerStorage {
 }
 
 /**
- * 8-bit floats (e4m3, largest 448), one float32 scale a row: `scale = max|w| / 448`, codes rounded to
- * nearest even. Activations are quantized on the fly in the same way, one scale a token.
+ * 8-bit floats (e4m3, largest 448), one float32 scale a row. Floats become `scale = max|w| / 448`, codes
+ * rounded to nearest even; an `Fp8Tensor` keeps its codes and scales. Activations are quantized on the fly in the same way, one scale a token.
  */
-export interface Fp8Storage {
+export interface Fp8Storage extends Storage {
   readonly kind: 'fp8';
 }
 

@@ -29,16 +29,20 @@ export interface Calibrated {
   /** Matrices of experts quantized, and those of them rounded to nearest for want of tokens. */
   expertMatrices: number;
   roundedExpertMatrices: number;
+  /** Other matrices that are, because nothing can be learnt from their inputs. */
+  roundedLinears: number;
 }
 
 export function calibrate(options: CalibrateOptions): Calibrated {
   const { program, source, sequences } = options;
-  const total: Calibrated = { expertMatrices: 0, roundedExpertMatrices: 0 };
+  const total: Calibrated = { expertMatrices: 0, roundedExpertMatrices: 0, roundedLinears: 0 };
   let states = embed(program, source, sequences);
   for (const segment of segments(program)) {
     const done = new Map<string, TensorRef>();
     for (const op of segment.ops) {
-      if (op.kind === 'linear') quantizeLinear(options, segment, op, states, done);
+      if (op.kind === 'linear') {
+        total.roundedLinears += quantizeLinear(options, segment, op, states, done);
+      }
       if (op.kind === 'moe') {
         const inputs = segmentRows(options, segment, op.x, states, done);
         const router = segmentRows(options, segment, op.router, states, done);
@@ -54,16 +58,17 @@ export function calibrate(options: CalibrateOptions): Calibrated {
   return total;
 }
 
+/** Returns how many of its matrices were rounded to nearest after all. */
 function quantizeLinear(
   options: CalibrateOptions,
   segment: Segment,
   op: LinearOp,
   states: Float32Array,
   done: Map<string, TensorRef>,
-): void {
+): number {
   const { program, wanted } = options;
   const parts = program.weights[op.weight].parts.filter(({ tensor }) => wanted(tensor));
-  if (parts.length === 0) return;
+  if (parts.length === 0) return 0;
   const { width } = op.x;
   const sum = new Float64Array(width * width);
   runSegment(options, segment, op.x, states, done, (rows, count, stride) => {
@@ -71,6 +76,7 @@ function quantizeLinear(
   });
   const hessian = prepareHessian(sum, width);
   for (const part of parts) quantizePart(options, part, hessian, done);
+  return hessian ? 0 : parts.length;
 }
 
 /** Hands the quantized matrix over and enters it into `done`. */

@@ -4,17 +4,24 @@
  * clusters of the bootstrap: tokens of one text are alike.
  */
 import type { Backend, KvCacheDtype, ModelRunner, RunnerOptions } from '../backend/backend.js';
+import { kvDtypeOf } from '../backend/kv-dtype.js';
 import { distribution, type Interval } from '../bench/bootstrap.js';
 import { InvalidParameterError } from '../errors.js';
 import type { LoadedModel } from '../model/load-model.js';
 import { rowLoss } from './divergence.js';
 import { makeRunner } from './load-runner.js';
-import { continueGreedily, runnerOptions, runSequences } from './run-sequences.js';
+import { BLOCK_SIZE, continueGreedily, runnerOptions, runSequences } from './run-sequences.js';
 
 export interface Estimate {
   readonly value: number;
   /** 95 %. */
   readonly interval: Interval;
+}
+
+/** What a model takes in this executor. */
+export interface MemoryUse {
+  readonly weightBytes: number;
+  readonly kvTokensPerGiB: number;
 }
 
 export interface Evaluation {
@@ -33,6 +40,8 @@ export interface Evaluation {
   /** Tokens before greedy continuations part, of `greedyLength`. */
   readonly greedyAgreement: Estimate;
   readonly greedyLength: number;
+  readonly memory: MemoryUse;
+  readonly baseMemory: MemoryUse;
 }
 
 export interface EvaluateOptions {
@@ -70,8 +79,8 @@ export function evaluate(options: EvaluateOptions): Evaluation {
     sequences.reduce((most, { length }) => Math.max(most, length), 0),
   );
   const shared = runnerOptions(Math.max(64, Math.min(1024, Math.floor(LOGITS / vocab))), longest);
-  const prompts = sequences
-    .filter(({ length }) => length >= PROMPT_TOKENS)
+  const long = sequences.filter(({ length }) => length >= PROMPT_TOKENS);
+  const prompts = (long.length > 0 ? long : sequences)
     .slice(0, Math.min(PROMPTS, shared.maxSeqs, Math.floor(shared.maxTokens / PROMPT_TOKENS)))
     .map((sequence) => sequence.slice(0, PROMPT_TOKENS));
   const runnerOf = (loaded: LoadedModel, kvCacheDtype?: KvCacheDtype): ModelRunner =>
@@ -83,14 +92,30 @@ export function evaluate(options: EvaluateOptions): Evaluation {
     const [own, theirs] = [judged, other].map((runner) =>
       continueGreedily(runner, prompts, GREEDY_TOKENS),
     );
-    return summary(
-      losses,
-      own.map((tokens, n) => [agreement(tokens, theirs[n])]),
-    );
+    const agreements = own.map((tokens, n) => [agreement(tokens, theirs[n])]);
+    return {
+      ...summary(losses, agreements),
+      memory: memoryOf(backend, model, judged, options.kvCacheDtype),
+      baseMemory: memoryOf(backend, base, other, options.baseKvCacheDtype),
+    };
   } finally {
     judged.close();
     other.close();
   }
+}
+
+function memoryOf(
+  backend: Backend,
+  { program, weights }: LoadedModel,
+  runner: ModelRunner,
+  kvCacheDtype?: KvCacheDtype,
+): MemoryUse {
+  const dtype = kvDtypeOf(weights, kvCacheDtype);
+  const block = backend.kvBytesPerBlock(program, BLOCK_SIZE, dtype);
+  return {
+    weightBytes: runner.memory.weights,
+    kvTokensPerGiB: Math.floor((2 ** 30 * BLOCK_SIZE) / block),
+  };
 }
 
 function withRoom(
@@ -148,7 +173,10 @@ function agreement(a: readonly number[], b: readonly number[]): number {
   return at < 0 ? a.length : at;
 }
 
-function summary(losses: Losses, agreements: readonly (readonly number[])[]): Evaluation {
+function summary(
+  losses: Losses,
+  agreements: readonly (readonly number[])[],
+): Omit<Evaluation, 'memory' | 'baseMemory'> {
   const difference = losses.model.map((list, n) => list.map((loss, i) => loss - losses.base[n][i]));
   const kl = distribution(losses.kl);
   return {

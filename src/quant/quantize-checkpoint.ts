@@ -51,6 +51,11 @@ export function quantizeCheckpoint(options: QuantizeOptions): QuantizeResult {
   if (existsSync(target) && readdirSync(target).length > 0) {
     throw InvalidParameterError.expected('a folder that is empty or does not exist', 'DST', target);
   }
+  if (calibration && calibration.sequences.length === 0) {
+    throw new InvalidParameterError('The calibration text has no two tokens', {
+      param: 'calibration',
+    });
+  }
   const { program, weights } = loadModel(source);
   const parts = program.weights.flatMap((weight) => weight.parts);
   requireFloats(source, parts, weights);
@@ -79,7 +84,7 @@ export function quantizeCheckpoint(options: QuantizeOptions): QuantizeResult {
   const notes: string[] = [];
   if (calibration) {
     const wanted = (tensor: string) => chosen.has(tensor);
-    const { expertMatrices, roundedExpertMatrices } = calibrate({
+    const { expertMatrices, roundedExpertMatrices, roundedLinears } = calibrate({
       ...{ ...calibration, program, source: weights, storage, wanted },
       onTensor: writeCoded,
     });
@@ -87,6 +92,12 @@ export function quantizeCheckpoint(options: QuantizeOptions): QuantizeResult {
       notes.push(
         `${roundedExpertMatrices} of ${expertMatrices} matrices of experts are rounded to nearest: ` +
           'too few calibration tokens were routed to them',
+      );
+    }
+    if (roundedLinears > 0) {
+      notes.push(
+        `${roundedLinears} matrices are rounded to nearest: their inputs on the calibration text are ` +
+          'zero or not finite',
       );
     }
   }

@@ -1,5 +1,5 @@
 /** An evaluation as text. */
-import type { Estimate, Evaluation } from './evaluate.js';
+import type { Estimate, Evaluation, MemoryUse } from './evaluate.js';
 
 export function describeEvaluation(evaluation: Evaluation): string {
   const { documents, tokens, greedyLength } = evaluation;
@@ -14,7 +14,9 @@ export function describeEvaluation(evaluation: Evaluation): string {
     [`greedy tokens of ${greedyLength}`, evaluation.greedyAgreement, (x) => x.toFixed(1)],
   ];
   return [
-    `${tokens} tokens of ${documents} documents; 95 % intervals of a bootstrap over documents`,
+    documents > 1
+      ? `${tokens} tokens of ${documents} documents; 95 % intervals of a bootstrap over documents`
+      : `${tokens} tokens of one document: too few for intervals`,
     ...lines.map(
       ([
         name,
@@ -24,8 +26,19 @@ export function describeEvaluation(evaluation: Evaluation): string {
         },
         show,
       ]) => {
-        return `  ${name.padEnd(22)}${show(value).padStart(10)}   ${show(low)} to ${show(high)}`;
+        const figure = `  ${name.padEnd(22)}${show(value).padStart(10)}`;
+        return documents > 1 ? `${figure}   ${show(low)} to ${show(high)}` : figure;
       },
     ),
+    ...memoryLines(evaluation),
   ].join('\n');
+}
+
+function memoryLines({ memory, baseMemory }: Evaluation): string[] {
+  const line = (name: string, show: (of: MemoryUse) => string) =>
+    `  ${name.padEnd(22)}${show(memory).padStart(10)}   of base ${show(baseMemory)}`;
+  return [
+    line('weights, MiB', ({ weightBytes }) => (weightBytes / 2 ** 20).toFixed(1)),
+    line('KV tokens per GiB', ({ kvTokensPerGiB }) => String(kvTokensPerGiB)),
+  ];
 }

@@ -16,8 +16,7 @@ export const BUNDLED_TEXT = join(
  * `InvalidParameterError` for `param`.
  */
 export function readTexts(file: string, param: string): string[] {
-  const wrong = (what: string) =>
-    new InvalidParameterError(`--${param} ${file}: ${what}`, { param });
+  const wrong = (what: string) => new InvalidParameterError(`${param} ${file}: ${what}`, { param });
   let content: string;
   try {
     content = readFileSync(file, 'utf8');

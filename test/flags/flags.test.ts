@@ -5,6 +5,8 @@ import { test } from 'node:test';
 import { BENCH_ENGINE_FLAGS } from '../../src/bench/engine/engine-options.js';
 import { BENCH_SERVE_FLAGS } from '../../src/bench/serve-flags.js';
 import { SERVE_FLAGS } from '../../src/cli/serve-flags.js';
+import { InvalidParameterError } from '../../src/errors.js';
+import { asUsage } from '../../src/flags/engine-flags.js';
 import { type FlagTable, UsageError } from '../../src/flags/flag.js';
 import { flagHelp } from '../../src/flags/flag-help.js';
 import {
@@ -20,6 +22,24 @@ import {
   toggle,
 } from '../../src/flags/kinds.js';
 import { parseFlags } from '../../src/flags/parse-flags.js';
+
+test('What the engine refuses is named by its flag, and nothing else of the message changes', () => {
+  const usage = (param: string, message: string) => {
+    try {
+      return asUsage(SERVE_FLAGS, new InvalidParameterError(message, { param }));
+    } catch (error) {
+      assert.ok(error instanceof UsageError);
+      return error.message;
+    }
+  };
+  assert.equal(
+    usage('quantization', 'No quantization. Take quantization-overrides, not quantization'),
+    'No --quantization. Take --quantization-overrides, not --quantization',
+  );
+  assert.equal(usage('kvCacheDtype', 'kvCacheDtype is wrong'), '--kv-cache-dtype is wrong');
+  const path = 'seed /x/seed.txt: ENOENT, open \'/x/seed.txt\', received "seed"';
+  assert.equal(usage('seed', path), `--${path}`);
+});
 
 const group = 'Group';
 const TABLE = {

@@ -24,12 +24,20 @@ test('The metadata becomes the config of the checkpoint', async () => {
   assert.deepEqual(config.eosTokenIds, [2]);
   const fused = program.weights.find(({ name }) => name.endsWith('qkv_proj.weight'))!;
   // Q4_K and Q6_K in one matrix: both fit into 8 bits with offsets.
-  const storage = { kind: 'integer', bits: 8, group: 32, symmetric: false };
+  const storage = { kind: 'integer', bits: 8, group: 32, symmetric: false, unasked: true };
   assert.deepEqual(weights.storage(fused), storage);
   const tokenizer = await loadTokenizer(files[1]);
   const prompt = tokenizer.applyChatTemplate([{ role: 'user', content: 'Hi' }]);
   assert.equal(prompt, '<user>Hi');
   assert.equal(tokenizer.eosTokenId, 2);
+});
+
+test('A GGUF file is no safetensors, and the option that says so is refused', () => {
+  assert.throws(() => loadModel(files[0], { loadFormat: 'safetensors' }), {
+    name: 'InvalidParameterError',
+    param: 'loadFormat',
+    message: /GGUF file \(.*model\.gguf\)/,
+  });
 });
 
 test('The rotary factors of Llama 3.1 become its scaling, and others are refused', (t) => {

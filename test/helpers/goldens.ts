@@ -160,6 +160,16 @@ export function compareLogits(
   return { max, relativeRms: Math.sqrt(squares / signal) };
 }
 
+/** The golden's prompts with the logits that an executor computes for another model. */
+export function goldenOf(backend: Backend, model: LoadedModel, golden: Golden): Golden {
+  const { prompts } = golden;
+  const vocab = model.program.vocabSize;
+  const computed = withRunner(backend, model, prompts, (runner) =>
+    promptLogits(runner, prompts, 1024, vocab),
+  );
+  return { ...golden, logits: computed.map((data) => ({ rows: data.length / vocab, data })) };
+}
+
 /** The logits of all positions of each prompt, `[length, vocab]`, fed `chunk` tokens a step. */
 function promptLogits(
   runner: ModelRunner,

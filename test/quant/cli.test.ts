@@ -22,7 +22,12 @@ test('quantize writes a checkpoint and eval says what it lost', (t) => {
   const judged = millrace('eval', target, ...args);
   assert.equal(judged.status, 0, judged.stderr);
   assert.match(judged.stdout, /mean KL, nats/);
-  const { klMean, tokens, perplexityIncrease } = JSON.parse(readFileSync(report, 'utf8'));
+  assert.match(judged.stdout, /weights, MiB +7\.8 +of base 13\.3/);
+  assert.match(judged.stdout, /KV tokens per GiB +262144 +of base 262144/);
+  const { klMean, tokens, perplexityIncrease, memory, baseMemory, kvCacheDtype, device } =
+    JSON.parse(readFileSync(report, 'utf8'));
+  assert.deepEqual([kvCacheDtype, device], ['auto', 'cpu']);
+  assert.ok(memory.weightBytes < 0.6 * baseMemory.weightBytes);
   assert.ok(tokens > 1900);
   assert.ok(klMean.value > 0 && klMean.value < 0.004, `KL ${klMean.value}`);
   assert.ok(Math.abs(perplexityIncrease.value) < 0.01);
@@ -46,7 +51,7 @@ test('quantize deletes a checkpoint that lost more than it may', (t) => {
   args.push('--eval-text', fewStories(folder));
   const refused = millrace('quantize', STORIES, target, ...args);
   assert.equal(refused.status, 1, refused.stderr);
-  assert.match(refused.stderr, /rise in perplexity of \d+\.\d+ %.*above the 0\.10 %/);
+  assert.match(refused.stderr, /rise in perplexity of \d+\.\d+ %.*above the 0\.10 %.*was deleted/);
   assert.equal(existsSync(target), false);
 });
 
@@ -74,6 +79,22 @@ test('A wrong command line is named and ends with 2', () => {
     assert.match(stderr, expected);
   };
   usage(/Usage: millrace quantize/, 'quantize', STORIES);
+  const idle = (flags: string[], ...command: string[]) =>
+    usage(new RegExp(`${flags[0]} does nothing without`), ...command, ...flags);
+  const quantize = ['quantize', STORIES, '/nowhere/x', '--scheme', 'int8'];
+  idle(['--calibration', 'text.txt'], ...quantize);
+  idle(['--calibration-tokens', '1000'], ...quantize);
+  idle(['--eval-text', 'text.txt'], ...quantize);
+  idle(['--quality-text', 'text.txt'], 'bench', 'engine', STORIES);
+  idle(['--quality-base', STORIES], 'bench', 'engine', STORIES);
+  usage(
+    /^--text \/nowhere\/text.txt: ENOENT.*'\/nowhere\/text.txt'$/m,
+    ...['eval', STORIES, '--against', STORIES, '--text', '/nowhere/text.txt'],
+  );
+  usage(
+    /no folder \/nowhere/,
+    ...['eval', STORIES, '--against', STORIES, '--output-json', '/nowhere/report.json'],
+  );
   usage(/int8-g32/, 'quantize', STORIES, '/nowhere/x', '--scheme', 'int8-g32');
   usage(/Usage: millrace eval/, 'eval', STORIES);
   usage(

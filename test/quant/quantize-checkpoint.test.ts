@@ -64,7 +64,7 @@ for (const [scheme, bound] of [
     )!;
     // Of 64 inputs no group can have more.
     const group = scheme === 'int4-g128' ? 64 : storage.group;
-    assert.deepEqual(after.weights.storage(weight), { ...storage, group });
+    assert.deepEqual(after.weights.storage(weight), { ...storage, group, unasked: true });
     const { ignore } = JSON.parse(
       readFileSync(join(target, 'config.json'), 'utf8'),
     ).quantization_config;
@@ -113,6 +113,18 @@ test('A model has lost nothing against itself', () => {
   assert.equal(result.greedyAgreement.value, result.greedyLength);
 });
 
+test('Texts shorter than a prompt are continued from what they have', () => {
+  const model = loadModel(source);
+  const result = evaluate({
+    backend: referenceBackend,
+    model,
+    base: model,
+    sequences: [[1, 5], sequences[0].slice(0, 7)],
+  });
+  assert.equal(result.tokens, 7);
+  assert.equal(result.greedyAgreement.value, result.greedyLength);
+});
+
 test('Models with other vocabularies cannot be compared', () => {
   const [model, base] = [loadModel(source), loadModel(STORIES)];
   assert.throws(
@@ -134,6 +146,8 @@ test('What cannot be quantized is refused', (t) => {
       (error) => error instanceof kind && expected.test(error.message),
     );
   refuses({ target: folder }, /empty/, InvalidParameterError);
+  const calibration = { backend: referenceBackend, sequences: [] };
+  refuses({ calibration }, /calibration text has no two tokens/, InvalidParameterError);
   refuses({ source: folder }, /config\.json/, ModelError);
   refuses({ ignore: ['nothing*'] }, /nothing\*/, InvalidParameterError);
   refuses({ source: readGolden('quantized/awq').path }, /quantized already/, ModelError);

@@ -3,12 +3,14 @@ import { availableParallelism } from 'node:os';
 import { InvalidParameterError, MemoryPlanError, ModelError } from '../../errors.js';
 import type { Program } from '../../model/program.js';
 import { schemeName } from '../../model/quantization.js';
+import { readTensor } from '../../model/read-tensor.js';
 import type { TensorRef, WeightSource } from '../../model/weights.js';
 import { allocateResult } from '../allocate-result.js';
 import type { Backend, ModelRunner, RunnerOptions, StepBatch, StepResult } from '../backend.js';
 import { checkBatch } from '../check-batch.js';
+import { describeWidened } from '../describe-widened.js';
+import { withoutFp8 } from '../fp8.js';
 import { checkKvCacheDtype, kvDtypeOf } from '../kv-dtype.js';
-import { FP8_IS_OF_CUDA, refuseFp8 } from '../refuse-fp8.js';
 import { encode, floatOperand, OP_CODES } from './encode.js';
 import { type LoweredWeight, lower } from './lower.js';
 import {
@@ -113,9 +115,10 @@ function createRunner(request: RunnerRequest): CpuRunner {
   const handle = load(config, onProgress);
   const { maxTokens, keepLogits } = options;
   const result = allocateResult(maxTokens, keepLogits ? program.vocabSize : 0);
+  const integers = new Set(config.weights.flatMap(({ name, integer }) => (integer ? name : [])));
   return {
     memory: native().memory(handle),
-    description: `cpu (${isa}, ${threads} ${threads === 1 ? 'thread' : 'threads'}, ${describeStorage(config)}${describeCopies(config.weights)})`,
+    description: `cpu (${isa}, ${threads} ${threads === 1 ? 'thread' : 'threads'}, ${describeStorage(config)}${describeCopies(config.weights)}${describeWidened(program, request.weights, integers)})`,
     step(batch: StepBatch): StepResult {
       checkBatch(program, options, batch);
       native().step(handle, batch, result);
@@ -152,7 +155,8 @@ function load(config: NativeConfig, onProgress?: (share: number) => void): Nativ
 
 /** What the native code is told of a model: its lowered program, memory plan and weights. */
 export function nativeConfig(request: Omit<RunnerRequest, 'onProgress'>): NativeConfig {
-  const { program, weights, options, isa, threads, wantsBf16 } = request;
+  const { program, options, isa, threads, wantsBf16 } = request;
+  const weights = withoutFp8(request.weights);
   const { blockSize, numBlocks, maxTokens, maxSeqs, maxModelLen, keepLogits = false } = options;
   checkKvCacheDtype('cpu', options.kvCacheDtype);
   const bf16 = wantsBf16 && weights.dtype === 'bfloat16';
@@ -191,7 +195,6 @@ function describeWeight({ weight, layout }: LoweredWeight, source: WeightSource)
         : [1, ...weight.shape];
   const parts = weight.parts.map(({ tensor }) => describePart(source.tensor(tensor)));
   const storage = source.storage(weight);
-  if (layout !== 'vector' && storage.kind === 'fp8') refuseFp8(weight, FP8_IS_OF_CUDA);
   const integer = layout !== 'vector' && storage.kind === 'integer' ? storage : undefined;
   return { name: weight.name, layout, n, k, experts, integer, parts };
 }
@@ -205,6 +208,7 @@ function describePart(tensor: TensorRef): NativePart {
   if (tensor.kind === 'computed') {
     return { kind: tensor.kind, elements, read: () => tensor.read() };
   }
+  if (tensor.kind === 'fp8') return { kind: 'computed', elements, read: () => readTensor(tensor) };
   if (tensor.kind === 'quantized') {
     const { kind, storage } = tensor;
     return { kind, elements, storage, read: () => tensor.read() };

@@ -5,9 +5,9 @@ import { BYTES, type WeightSource } from '../../model/weights.js';
 import { allocateResult } from '../allocate-result.js';
 import type { Backend, ModelRunner, RunnerOptions, StepBatch, StepResult } from '../backend.js';
 import { checkBatch } from '../check-batch.js';
+import { describeWidened } from '../describe-widened.js';
 import { checkKvCacheDtype, type KvDtype } from '../kv-dtype.js';
-import { refuseFp8 } from '../refuse-fp8.js';
-import { describeStorage, describeWeights } from './describe-weights.js';
+import { describeStorage, describeWeights, type Fp8Support } from './describe-weights.js';
 import { encode, OP_CODES, operand } from './encode.js';
 import { cublasLibraries } from './libraries.js';
 import { lower } from './lower.js';
@@ -16,7 +16,6 @@ import {
   devices,
   type NativeConfig,
   type NativeRunner,
-  type NativeWeight,
   native,
 } from './native.js';
 import { planMemory } from './plan-memory.js';
@@ -126,7 +125,7 @@ function createRunner(request: RunnerRequest, onProgress?: (share: number) => vo
   let previousRows = 0;
   const runner: CudaRunner = {
     memory: native().memory(handle),
-    description: describe(request.device, handle, config),
+    description: describe(request, handle, config),
     overlaps: true,
     submit(batch) {
       checkBatch(program, options, batch, previousRows);
@@ -159,13 +158,14 @@ function createRunner(request: RunnerRequest, onProgress?: (share: number) => vo
 
 function load(
   config: NativeConfig,
-  { device }: RunnerRequest,
+  request: RunnerRequest,
   onProgress?: (share: number) => void,
 ): NativeRunner {
   try {
     return native().createRunner(config, onProgress);
   } catch (cause) {
     const { code, message } = cause as NodeJS.ErrnoException;
+    const { device } = request;
     if (code === 'ERR_NATIVE_MEMORY') {
       const { weights, workspace, kvCache } = native().plan(config);
       throw new MemoryPlanError(
@@ -176,10 +176,22 @@ function load(
         { cause },
       );
     }
-    if (code === 'ERR_NATIVE_DEVICE') throw new NativeError(message, { cause });
+    if (code === 'ERR_NATIVE_DEVICE')
+      throw new NativeError(`${message}${fp8Advice(message, request)}`, { cause });
     if (code === 'ERR_NATIVE') throw new ModelError(message, { cause });
     throw cause;
   }
+}
+
+/** An old cuBLASLt has no products of fp8, which nobody may have asked for. */
+function fp8Advice(message: string, { program, weights }: RunnerRequest): string {
+  const published = program.weights.some((weight) => {
+    const storage = weights.storage(weight);
+    return storage.kind === 'fp8' && storage.unasked;
+  });
+  return published && /products of fp8/.test(message)
+    ? `. The checkpoint is in fp8; quantization-overrides '*=float' widens it`
+    : '';
 }
 
 /** What the native code is told of a model: its lowered program, memory plan and weights. */
@@ -209,17 +221,20 @@ export function nativeConfig(request: RunnerRequest): NativeConfig {
       logits: { buffer, column, width },
       activationBytes: plan.bytes,
     },
-    weights: checkFp8(describeWeights(lowered, weights), device),
+    weights: describeWeights(lowered, weights, fp8Support(device)),
     ...{ enforceEager, profiling, overlap: overlapLaunches },
     libraries: cublasLibraries(Math.floor(device.runtime / 1000)),
   };
 }
 
 function describe(
-  device: CudaDevice,
+  request: RunnerRequest,
   handle: NativeRunner,
   { weights, dtype, program }: NativeConfig,
 ): string {
+  const { device } = request;
+  const codes = new Set(weights.flatMap(({ name, int4, fp8 }) => (int4 || fp8 ? name : [])));
+  const widened = describeWidened(request.program, request.weights, codes);
   const { graphs, library, overhead, tuning, products64, products256 } = native().about(handle);
   const times = Object.entries({ 64: products64, 256: products256 })
     .filter(([, seconds]) => seconds > 0)
@@ -228,17 +243,20 @@ function describe(
   const kvDtype = program.kvLayers.some(({ fp8 }) => fp8) ? 'fp8' : dtype;
   return (
     `cuda (${device.name}, compute capability ${capability(device)}, ${device.sms} SMs, ${library}, ` +
-    `${graphs} ${graphs === 1 ? 'graph' : 'graphs'}, weights in ${describeStorage(weights, dtype)}, KV cache in ${kvDtype}, ${tuned}` +
+    `${graphs} ${graphs === 1 ? 'graph' : 'graphs'}, weights in ${describeStorage(weights, dtype)}${widened}, KV cache in ${kvDtype}, ${tuned}` +
     `${mebibytes(overhead)} of ${mebibytes(RESERVE)} reserved for code and graphs taken)`
   );
 }
 
-function checkFp8(weights: NativeWeight[], device: CudaDevice): NativeWeight[] {
-  const fp8 = weights.find((weight) => weight.fp8);
-  if (fp8 && 10 * device.major + device.minor < 89) {
-    refuseFp8(fp8, `${device.name} has compute capability ${capability(device)}; 8.9 is needed`);
-  }
-  return weights;
+/** cuBLASLt has products with a scale for each row on 9.0; from 8.9 on it may. */
+function fp8Support(device: CudaDevice): Fp8Support {
+  const known = 10 * device.major + device.minor;
+  return known < 89
+    ? {
+        refused: `${device.name} has compute capability ${capability(device)}; 8.9 is needed`,
+        certain: false,
+      }
+    : { certain: device.major === 9 };
 }
 
 function capability({ major, minor }: CudaDevice): string {

@@ -1,16 +1,31 @@
 /** What the native code is told of each weight: how it is kept and where its numbers come from. */
 import { InvalidParameterError } from '../../errors.js';
-import { dequantize } from '../../model/dequantize.js';
 import { schemeName } from '../../model/quantization.js';
+import { readTensor } from '../../model/read-tensor.js';
 import type { DType, IntegerStorage, TensorRef, WeightSource } from '../../model/weights.js';
-import { refuseFp8 } from '../refuse-fp8.js';
+import { refuseFp8 } from '../fp8.js';
 import type { LoweredProgram, LoweredWeight } from './lower.js';
 import type { NativePart, NativeWeight } from './native.js';
 
-/** Throws InvalidParameterError where weights are to be kept in a way there are no kernels for. */
-export function describeWeights(program: LoweredProgram, source: WeightSource): NativeWeight[] {
+/** Products of 8-bit floats on a GPU. */
+export interface Fp8Support {
+  /** Why there are none. */
+  refused?: string;
+  /** They are sure to be there, so that a checkpoint can rely on them unasked. */
+  certain: boolean;
+}
+
+/**
+ * Throws InvalidParameterError where an option asks for a matrix to be kept in a way there are no kernels
+ * for; what only the checkpoint has so, or a rule chose, is floats there.
+ */
+export function describeWeights(
+  program: LoweredProgram,
+  source: WeightSource,
+  support: Fp8Support,
+): NativeWeight[] {
   const uses = usesOf(program);
-  return program.weights.map((weight, id) => describeWeight(weight, uses[id], source));
+  return program.weights.map((weight, id) => describeWeight(weight, uses[id], source, support));
 }
 
 /** What matrices are kept in, such as "int4-g128 and bfloat16". */
@@ -27,15 +42,13 @@ export function describeStorage(weights: readonly NativeWeight[], dtype: DType):
 interface Use {
   linear: boolean;
   other: boolean;
-  head: boolean;
 }
 
-function usesOf({ tokenOps, rowOps, weights, logits }: LoweredProgram): Use[] {
-  const uses = weights.map(() => ({ linear: false, other: false, head: false }));
+function usesOf({ tokenOps, rowOps, weights }: LoweredProgram): Use[] {
+  const uses = weights.map(() => ({ linear: false, other: false }));
   for (const op of [...tokenOps, ...rowOps]) {
     if (op.kind === 'linear') {
       uses[op.weight].linear = true;
-      if (op.out.value === logits) uses[op.weight].head = true;
     } else if (op.kind === 'embed') {
       uses[op.weight].other = true;
     } else if (op.kind === 'moe') {
@@ -49,6 +62,7 @@ function describeWeight(
   { weight, layout }: LoweredWeight,
   use: Use,
   source: WeightSource,
+  support: Fp8Support,
 ): NativeWeight {
   const tensors = weight.parts.map(({ tensor }) => source.tensor(tensor));
   const { shape } = weight;
@@ -56,9 +70,13 @@ function describeWeight(
   const described = { name: weight.name, layout, n, k, experts, fp8: false };
   const storage = source.storage(weight);
   if (layout === 'matrix' && storage.kind === 'fp8') {
-    const reason = fp8Refusal(use, n, k, source);
-    if (reason !== undefined) refuseFp8(weight, reason);
-    return { ...described, fp8: true, parts: tensors.map(describePart) };
+    const reason = support.refused ?? fp8Refusal(use, n, k, source);
+    // Not every cuBLASLt has products of fp8 with float16 results.
+    const certain = support.certain && source.dtype === 'bfloat16';
+    if (reason === undefined && (certain || !storage.unasked)) {
+      return { ...described, fp8: true, parts: tensors.map(describeRows) };
+    }
+    if (reason !== undefined && !storage.unasked) refuseFp8(weight, reason);
   }
   if (layout === 'matrix' && storage.kind === 'integer') {
     const reason = refusal(storage, use, k, source);
@@ -68,15 +86,10 @@ function describeWeight(
       const int4 = { group: group as 32 | 64 | 128, offsets: !symmetric, columns };
       return { ...described, int4, parts: tensors.map(describeCodes) };
     }
-    // What the checkpoint has quantized itself is widened. So is the head that `int4` alone makes
-    // int8: it stays as it is in the checkpoint.
-    const own = tensors.some(({ kind }) => kind === 'quantized');
-    if (!own && !(use.head && storage.bits === 8)) {
+    if (!storage.unasked) {
       throw new InvalidParameterError(
         `${weight.name} cannot be ${schemeName(storage)}: ${reason}`,
-        {
-          param: 'quantization',
-        },
+        { param: 'quantization' },
       );
     }
   }
@@ -127,6 +140,13 @@ function fp8Refusal(
   return undefined;
 }
 
+/** Of a matrix in fp8: codes of the checkpoint are kept, floats are rounded on the GPU. */
+function describeRows(tensor: TensorRef): NativePart {
+  if (tensor.kind !== 'fp8') return describePart(tensor);
+  const { kind, path, offset, shape, readScales } = tensor;
+  return { kind, elements: shape[0] * shape[1], path, offset, read: () => readScales() };
+}
+
 /** Floats stay so: they are rounded on the GPU. */
 function describeCodes(tensor: TensorRef): NativePart {
   if (tensor.kind !== 'quantized') return describePart(tensor);
@@ -151,6 +171,7 @@ function describePart(tensor: TensorRef): NativePart {
     case 'computed':
       return { kind: 'computed', elements, read: () => tensor.read() };
     case 'quantized':
-      return { kind: 'computed', elements, read: () => dequantize(tensor) };
+    case 'fp8':
+      return { kind: 'computed', elements, read: () => readTensor(tensor) };
   }
 }

@@ -11,8 +11,10 @@ import type { Buffer } from './plan-memory.js';
 export type NativePart =
   | { kind: 'file'; elements: number; path: string; offset: number; dtype: DType }
   | { kind: 'dummy'; elements: number; seed: number; mean: number; scale: number }
-  /** Both `read` are called once, at load; what they return is copied. */
+  /** Each `read` is called once, at load; what they return is copied. */
   | { kind: 'computed'; elements: number; read: () => Float32Array }
+  /** Of a weight in fp8, its codes as they are in a file, with a scale a row. */
+  | { kind: 'fp8'; elements: number; path: string; offset: number; read: () => Float32Array }
   /** Of a weight in 4 bits, in its groups. */
   | { kind: 'codes'; elements: number; read: () => QuantizedMatrix };
 

@@ -4,7 +4,7 @@ import type { Program, Weight } from '../../model/program.js';
 import { quantizeRows } from '../../model/quantize-rows.js';
 import { readTensor } from '../../model/read-tensor.js';
 import type { IntegerStorage, QuantizedMatrix, WeightSource } from '../../model/weights.js';
-import { FP8_IS_OF_CUDA, refuseFp8 } from '../refuse-fp8.js';
+import { withoutFp8 } from '../fp8.js';
 import { IntegerWeight } from './integer-weight.js';
 
 export type ReferenceWeight = Float32Array | IntegerWeight;
@@ -15,12 +15,12 @@ export type ReferenceWeight = Float32Array | IntegerWeight;
  */
 export function readWeights(
   program: Program,
-  source: WeightSource,
+  given: WeightSource,
   onProgress?: (share: number) => void,
 ): ReferenceWeight[] {
+  const source = withoutFp8(given);
   return program.weights.map((weight, index) => {
     const storage = source.storage(weight);
-    if (storage.kind === 'fp8') refuseFp8(weight, FP8_IS_OF_CUDA);
     const read =
       storage.kind === 'integer' && weight.shape.length > 1
         ? readIntegers(weight, source, storage)

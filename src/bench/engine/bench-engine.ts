@@ -2,6 +2,7 @@
 import { writeFileSync } from 'node:fs';
 import type { Backend } from '../../backend/backend.js';
 import type { Stored } from '../../backend/cost/cost.js';
+import { withoutFp8 } from '../../backend/fp8.js';
 import { loadBackend } from '../../backend/load-backend.js';
 import { loadModel } from '../../model/load-model.js';
 import { cell } from '../text-table.js';
@@ -23,8 +24,9 @@ export async function benchEngine(
   const { batchSizes, inputLens, outputLen } = options;
   const { maxNumBatchedTokens, blockSize, kvCacheDtype } = options;
   const maxModelLen = Math.max(...inputLens) + outputLen;
-  const { program, weights } = loadModel(options.model, { ...options, maxModelLen });
+  const { program, weights: given } = loadModel(options.model, { ...options, maxModelLen });
   const backend = await load(options);
+  const weights = backend.name === 'cuda' ? given : withoutFp8(given);
   const machine = calibrate(program, weights, backend);
   const { dtype } = weights;
   const storage: Stored['storage'] = (weight) => weights.storage(weight);

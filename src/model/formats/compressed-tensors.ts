@@ -14,11 +14,13 @@
 import { ModelError } from '../../errors.js';
 import { ConfigFields, isJsonObject } from '../config-fields.js';
 import type { WeightPart } from '../program.js';
+import type { TensorEntry } from '../safetensors.js';
 import type { IntegerStorage, QuantizedMatrix, QuantizedTensor } from '../weights.js';
 import { type Entries, FLOATS, readBytes, readFloats, readInt32, requireEntry } from './entry.js';
 import type { CheckpointFormat } from './format.js';
-import { fp8Tensor } from './fp8.js';
+import { type Block, blockOf, fp8Tensor } from './fp8.js';
 import { columnsByGroup, regroup, storedGroup } from './groups.js';
+import { orderColumns, unpackRows } from './unpack.js';
 
 interface Scheme {
   readonly where: string;
@@ -29,7 +31,7 @@ interface Scheme {
   /** Infinity: a whole row. */
   readonly groupSize: number;
   /** Of fp8. */
-  readonly block?: readonly [number, number];
+  readonly block?: Block;
 }
 
 /** Reads `quantization_config`. Throws `ModelError` naming what is not supported. */
@@ -95,14 +97,18 @@ function parseScheme(group: ConfigFields): Scheme {
   const groupSize = strategy === 'group' ? weights.size('group_size') : Infinity;
   const allowed = float ? ['tensor', 'channel', 'block'] : ['channel', 'group'];
   if (!allowed.includes(strategy)) throw weights.expected(allowed.join(' or '), 'strategy');
+  const symmetric = weights.flag('symmetric', true);
+  if (float && !symmetric) throw weights.expected('true of 8-bit floats', 'symmetric');
+  const block = strategy === 'block' ? blockOf(weights, 'block_structure') : undefined;
+  if (strategy === 'block' && !block) throw weights.expected('a pair of sizes', 'block_structure');
   return {
     where,
     targets: group.texts('targets') ?? [],
     bits: bits as 4 | 8,
     float,
-    symmetric: weights.flag('symmetric', true),
+    symmetric,
     groupSize,
-    block: strategy === 'block' ? (weights.ids('block_structure') as [number, number]) : undefined,
+    block,
   };
 }
 
@@ -150,21 +156,10 @@ function integerTensor(
   // int8 codes are kept around 0, int4 codes from 0.
   const shift = bits === 8 ? 0 : middle;
   const read = (): QuantizedMatrix => {
-    const codes = new Int8Array(rows * width);
-    const data = packed ? readInt32(weight) : new Int8Array(readBytes(weight).buffer);
-    for (let row = 0; row < rows; row++) {
-      for (let stored = 0; stored < width; stored++) {
-        const k = columns ? columns[stored] : stored;
-        const code = packed
-          ? ((data[row * words + Math.floor(k / perWord)] >>> (bits * (k % perWord))) & mask) -
-            middle
-          : data[row * width + k];
-        if (code < -middle || code >= middle) {
-          throw new ModelError(`${weight.path}: ${weight.name} has code ${code} of ${bits} bits`);
-        }
-        codes[row * width + stored] = code + shift;
-      }
-    }
+    const codes = packed
+      ? unpackRows(readInt32(weight), rows, width, bits)
+      : readCodes(weight, bits, shift);
+    if (columns) orderColumns(codes, columns);
     const scales = readFloats(scale);
     const offset = new Float32Array(rows * groups);
     const zeros = zero && (zeroPacked ? readInt32(zero) : new Int8Array(readBytes(zero).buffer));
@@ -184,4 +179,17 @@ function integerTensor(
     return { codes, scales: fit(scales), offsets, columns };
   };
   return { kind: 'quantized', shape, storage, read, columns };
+}
+
+/** Codes a byte each; of 4 bits are counted from 0, not from -8. */
+function readCodes(weight: TensorEntry, bits: 4 | 8, shift: number): Int8Array {
+  const codes = new Int8Array(readBytes(weight).buffer);
+  if (bits === 8) return codes;
+  for (let i = 0; i < codes.length; i++) {
+    if (codes[i] < -8 || codes[i] > 7) {
+      throw new ModelError(`${weight.path}: ${weight.name} has code ${codes[i]} of 4 bits`);
+    }
+    codes[i] += shift;
+  }
+  return codes;
 }

@@ -1,6 +1,6 @@
 /** Reads tensors of a checkpoint as numbers, and checks that they are what a format says. */
 import { ModelError } from '../../errors.js';
-import { bfloat16ToFloat, float16ToFloat } from '../half.js';
+import { halvesToFloats } from '../half.js';
 import { readRange } from '../read-tensor.js';
 import type { TensorEntry } from '../safetensors.js';
 
@@ -35,8 +35,7 @@ export function readFloats(entry: TensorEntry): Float32Array {
   const { dtype } = entry;
   const bytes = readAll(entry, dtype === 'F32' ? 4 : 2);
   if (dtype === 'F32') return new Float32Array(bytes.buffer);
-  const halves = new Uint16Array(bytes.buffer);
-  return Float32Array.from(halves, dtype === 'F16' ? float16ToFloat : bfloat16ToFloat);
+  return halvesToFloats(new Uint16Array(bytes.buffer), dtype === 'F16' ? 'float16' : 'bfloat16');
 }
 
 /** Elements of an I32 tensor. */

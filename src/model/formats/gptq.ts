@@ -14,12 +14,13 @@
  * with the outputs 0 2 4 6 1 3 5 7 of each eight from the lowest bits up.
  */
 import { ModelError } from '../../errors.js';
-import type { ConfigFields } from '../config-fields.js';
+import { type ConfigFields, isJsonObject } from '../config-fields.js';
 import type { WeightPart } from '../program.js';
 import type { IntegerStorage, QuantizedMatrix, QuantizedTensor } from '../weights.js';
 import { type Entries, FLOATS, readFloats, readInt32, requireEntry } from './entry.js';
 import type { CheckpointFormat } from './format.js';
 import { columnsByGroup, regroup, storedGroup } from './groups.js';
+import { AWQ_PLACE, orderColumns, unpackInputs, unpackOutputs } from './unpack.js';
 
 interface Packing {
   readonly where: string;
@@ -36,6 +37,12 @@ export function gptqFormat(fields: ConfigFields): CheckpointFormat {
   const version = fields.text('checkpoint_format', 'gptq');
   if (version !== 'gptq' && version !== 'gptq_v2') {
     throw fields.expected('gptq or gptq_v2', 'checkpoint_format');
+  }
+  if (fields.flag('is_marlin_format', false)) throw fields.expected('false', 'is_marlin_format');
+  // Other bits or groups for some modules; "-:" only leaves modules as floats.
+  const dynamic = fields.get('dynamic') ?? {};
+  if (!isJsonObject(dynamic) || Object.keys(dynamic).some((key) => !key.startsWith('-:'))) {
+    throw fields.expected('"-:" entries only: all modules quantized alike', 'dynamic');
   }
   return format({
     where: fields.where,
@@ -116,20 +123,11 @@ function packedTensor(
   const storage: IntegerStorage = { kind: 'integer', bits, group, symmetric: packing.symmetric };
   const mask = 2 ** bits - 1;
   const read = (): QuantizedMatrix => {
-    const codes = new Int8Array(rows * width);
     const words = readInt32(weight);
+    const codes = awq ? unpackOutputs(words, rows, width) : unpackInputs(words, rows, width, bits);
+    if (columns) orderColumns(codes, columns);
     // int8 codes are kept around 0, int4 codes from 0.
     const centre = bits === 8 ? 128 : 0;
-    for (let row = 0; row < rows; row++) {
-      const shift = awq ? AWQ_PLACE[row % 8] * 4 : 0;
-      for (let stored = 0; stored < width; stored++) {
-        const k = columns ? columns[stored] : stored;
-        const word = awq
-          ? words[k * (rows / 8) + (row >> 3)] >>> shift
-          : words[Math.floor(k / perWord) * rows + row] >>> (bits * (k % perWord));
-        codes[row * width + stored] = (word & mask) - centre;
-      }
-    }
     const scale = transpose(readFloats(scales), groups, rows);
     const zeroWords = readInt32(zeros);
     const offset = new Float32Array(rows * groups);
@@ -154,9 +152,6 @@ function packedTensor(
   };
   return { kind: 'quantized', shape, storage, read, columns };
 }
-
-/** Where output i of eight is in an AWQ word, in nibbles. */
-const AWQ_PLACE = [0, 4, 1, 5, 2, 6, 3, 7];
 
 function transpose(values: Float32Array, rows: number, columns: number): Float32Array {
   const out = new Float32Array(values.length);

@@ -11,9 +11,16 @@ import {
   native,
 } from '../../../src/backend/cuda/native.js';
 import { referenceBackend } from '../../../src/backend/reference/reference.js';
+import { readCheckpoint } from '../../../src/model/checkpoint.js';
 import { dummyWeights } from '../../../src/model/dummy.js';
-import { type LoadedModel, loadModel } from '../../../src/model/load-model.js';
-import { STORIES } from '../../helpers/goldens.js';
+import { readFloats } from '../../../src/model/formats/entry.js';
+import {
+  type LoadedModel,
+  type LoadModelOptions,
+  loadModel,
+} from '../../../src/model/load-model.js';
+import type { WeightSource } from '../../../src/model/weights.js';
+import { readGolden, STORIES } from '../../helpers/goldens.js';
 import { asIntegers } from '../../helpers/quantized-weights.js';
 import { randomSource } from '../../helpers/random.js';
 import { randomProgram } from '../../helpers/random-program.js';
@@ -103,6 +110,102 @@ test('fp8 is refused by name where there are no kernels or no GPU for it', () =>
   });
   const kinds = nativeConfig({ ...REQUEST, ...experts }).weights.filter((each) => each.experts > 1);
   assert.ok(kinds.length > 0 && kinds.every(({ fp8 }) => !fp8), 'experts stay floats');
+});
+
+/** Descriptions of the projections of the fp8 golden. */
+function projections(options: LoadModelOptions, device = REQUEST.device) {
+  const { path } = readGolden('quantized/compressed-fp8');
+  const { program, weights } = loadModel(path, { dtype: 'bfloat16', ...options });
+  const described = nativeConfig({ ...REQUEST, program, weights, device }).weights;
+  const found = described.filter(({ name }) => name.endsWith('_proj.weight'));
+  assert.equal(found.length, 2 * 4);
+  return found;
+}
+
+test('A checkpoint in fp8 keeps its codes and scales, asked for or not', () => {
+  const { path } = readGolden('quantized/compressed-fp8');
+  const entries = readCheckpoint(path);
+  for (const options of [{}, { quantization: 'fp8' }]) {
+    for (const { name, fp8, parts } of projections(options)) {
+      assert.ok(fp8, name);
+      for (const part of parts) assert.equal(part.kind, 'fp8', name);
+    }
+  }
+  const down = projections({}).find(({ name }) => name === 'model.layers.1.mlp.down_proj.weight')!;
+  const [part] = down.parts;
+  assert.ok(part.kind === 'fp8');
+  const codes = entries.get(down.name)!;
+  assert.deepEqual([part.path, part.offset, part.elements], [codes.path, codes.offset, 64 * 96]);
+  const scales = readFloats(entries.get('model.layers.1.mlp.down_proj.weight_scale')!);
+  assert.deepEqual(part.read(), scales);
+});
+
+test('A checkpoint in fp8 is widened where the GPU or the kernels do not have it, or float is asked for', () => {
+  const widened = (found: ReturnType<typeof projections>) => {
+    for (const { name, fp8, parts } of found) {
+      assert.ok(!fp8, name);
+      for (const { kind } of parts) assert.equal(kind, 'computed', name);
+    }
+  };
+  for (const [major, minor] of [
+    [8, 6],
+    [8, 9],
+    [12, 0],
+  ]) {
+    widened(projections({}, { ...REQUEST.device, major, minor }));
+  }
+  const asked = projections({ quantization: 'fp8' }, { ...REQUEST.device, major: 8, minor: 9 });
+  assert.ok(asked.every(({ fp8 }) => fp8));
+  widened(projections({ dtype: 'float16' }));
+  widened(projections({ dtype: 'float32' }));
+  widened(projections({ quantizationOverrides: '*=float' }));
+  // Sizes that the kernels do not have, and experts.
+  for (const name of ['mistral-tiny', 'mixtral-tiny']) {
+    const { program, weights } = loadModel(readGolden(name).path, { dtype: 'bfloat16' });
+    const source: WeightSource = {
+      dtype: 'bfloat16',
+      storage: ({ shape }) =>
+        shape.length > 1 ? { kind: 'fp8', unasked: true } : { kind: 'float' },
+      tensor(tensor) {
+        const { shape } = weights.tensor(tensor);
+        if (shape.length === 1) return weights.tensor(tensor);
+        const readScales = () => new Float32Array(shape[0]);
+        return { kind: 'fp8', shape, path: 'model.safetensors', offset: 0, readScales };
+      },
+    };
+    const described = nativeConfig({ ...REQUEST, program, weights: source }).weights;
+    for (const { layout, n, k, experts, fp8, parts } of described) {
+      if (layout !== 'matrix') continue;
+      const fits = experts === 1 && n % 16 === 0 && k % 16 === 0;
+      if (!fits) assert.ok(!fp8, `${n} x ${k}`);
+      for (const part of parts) assert.equal(part.kind, fp8 ? 'fp8' : 'computed');
+    }
+    assert.ok(described.some(({ fp8 }) => fp8));
+  }
+});
+
+test('A checkpoint in fp8 is rounded anew where int4 is asked for', () => {
+  for (const { name, fp8, int4, parts } of projections({ quantization: 'int4-g32' })) {
+    assert.ok(!fp8 && int4?.group === 32, name);
+    for (const { kind } of parts) assert.equal(kind, 'computed');
+  }
+});
+
+test('A head that int4 alone makes int8 stays as it is, one that was asked for in int8 is refused', () => {
+  const head = (quantizationOverrides?: string) => {
+    const { path } = readGolden('llama-bias');
+    const quantization = 'int4';
+    const model = loadModel(path, { dtype: 'bfloat16', quantization, quantizationOverrides });
+    const { weights } = nativeConfig({ ...REQUEST, ...model });
+    return weights.find(({ name }) => name === 'lm_head.weight')!;
+  };
+  assert.equal(head().int4, undefined);
+  assert.equal(head('lm_head.weight=int4-g64').int4?.group, 64);
+  assert.throws(() => head('lm_head*=int8'), {
+    name: 'InvalidParameterError',
+    message: /^lm_head.weight cannot be int8: device cuda has no kernels for int8 weights/,
+    param: 'quantization',
+  });
 });
 
 test('The CPU and the reference refuse fp8 by name', () => {

@@ -1,27 +1,28 @@
 import assert from 'node:assert/strict';
-import { cpSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { type TestContext, test } from 'node:test';
 import { ModelError } from '../../../src/errors.js';
 import { loadModel } from '../../../src/model/load-model.js';
 import { readTensor } from '../../../src/model/read-tensor.js';
+import { readSafetensors } from '../../../src/model/safetensors.js';
+import type { TensorRef } from '../../../src/model/weights.js';
+import {
+  changedCheckpoint,
+  oneScale,
+  type StoredTensor,
+} from '../../helpers/changed-checkpoint.js';
 import { quantizedGoldens, readGolden } from '../../helpers/goldens.js';
 import { randomSource } from '../../helpers/random.js';
-import { temporaryModel } from '../../helpers/tiny-model.js';
+import { safetensorsBytes, temporaryModel } from '../../helpers/tiny-model.js';
 
 /** A golden with another quantization_config, loaded and read. */
 function loadWith(
-  t: Parameters<typeof temporaryModel>[0],
+  t: TestContext,
   name: string,
-  change: (quantization: Record<string, never>) => object,
+  quantization: (quantization: Record<string, never>) => object,
 ): void {
-  const folder = temporaryModel(t, {});
-  cpSync(readGolden(`quantized/${name}`).path, folder, { recursive: true });
-  const file = join(folder, 'config.json');
-  const config = JSON.parse(readFileSync(file, 'utf8'));
-  config.quantization_config = change(config.quantization_config);
-  writeFileSync(file, JSON.stringify(config));
-  readAll(folder);
+  readAll(changedCheckpoint(t, `quantized/${name}`, { quantization }));
 }
 
 function readAll(path: string): void {
@@ -52,6 +53,15 @@ test('Schemes that are not supported are refused by name', (t) => {
   );
   refuses('compressed-int8', { sparsity_config: { format: 'sparse-24-bitmask' } }, /sparse/);
   refuses('compressed-int8', { config_groups: {} }, /no group's targets name/);
+  refuses('gptq-int4-asym', { is_marlin_format: true }, /marlin/);
+  refuses('gptq-int4-asym', { dynamic: { '+:.*down.*': { bits: 8 } } }, /dynamic/);
+  const weights = { num_bits: 8, type: 'float', strategy: 'channel' };
+  const group = (changes: object) => ({
+    config_groups: { a: { targets: ['Linear'], weights: { ...weights, ...changes } } },
+  });
+  refuses('compressed-fp8', group({ symmetric: false }), /symmetric is false/);
+  refuses('compressed-fp8', group({ strategy: 'block' }), /block_structure/);
+  refuses('compressed-fp8', group({ strategy: 'group', group_size: 32 }), /strategy is "group"/);
 });
 
 test('Parts that are quantized in different ways become floats, and a note says so', () => {
@@ -60,7 +70,10 @@ test('Parts that are quantized in different ways become floats, and a note says 
   assert.deepEqual(notes, []);
   const fused = program.weights.find(({ name }) => name.endsWith('qkv_proj.weight'))!;
   const storage = weights.storage(fused);
-  assert.deepEqual(storage, { kind: 'integer', bits: 4, group: 32, symmetric: true });
+  assert.deepEqual(storage, {
+    ...{ kind: 'integer', bits: 4, group: 32, symmetric: true },
+    unasked: true,
+  });
   const orders = fused.parts.map(({ tensor }) => {
     const found = weights.tensor(tensor);
     assert.equal(found.kind, 'quantized');
@@ -70,9 +83,80 @@ test('Parts that are quantized in different ways become floats, and a note says 
   assert.equal(new Set(orders).size, 1);
 });
 
-test('fp8 weights load as floats, with a note', () => {
-  const { notes } = loadModel(readGolden('quantized/compressed-fp8').path);
-  assert.match(notes.join(), /fp8/);
+/** All tensors of the linears of a checkpoint, by name. */
+function linears(path: string): Map<string, TensorRef> {
+  const { program, weights } = loadModel(path);
+  const parts = program.weights.flatMap((weight) => weight.parts);
+  const names = parts.map(({ tensor }) => tensor).filter((name) => name.endsWith('_proj.weight'));
+  return new Map(names.map((name) => [name, weights.tensor(name)]));
+}
+
+test('fp8 weights with a scale for each row, or for all, stay codes until an executor reads them', (t) => {
+  const { path } = readGolden('quantized/compressed-fp8');
+  const whole = linears(changedCheckpoint(t, 'quantized/compressed-fp8', { tensor: oneScale }));
+  const auto = linears(
+    changedCheckpoint(t, 'quantized/compressed-fp8', {
+      tensor: oneScale,
+      quantization: () => ({ quant_method: 'fp8', activation_scheme: 'static' }),
+    }),
+  );
+  const { program, weights, notes } = loadModel(path);
+  assert.deepEqual(notes, []);
+  const fused = program.weights.find(({ name }) => name.endsWith('qkv_proj.weight'))!;
+  assert.deepEqual(weights.storage(fused), { kind: 'fp8', unasked: true });
+  for (const [name, tensor] of linears(path)) {
+    const one = whole.get(name)!;
+    assert.ok(tensor.kind === 'fp8' && one.kind === 'fp8' && auto.get(name)?.kind === 'fp8', name);
+    const [scales, repeated] = [tensor.readScales(), one.readScales()];
+    assert.equal(scales.length, tensor.shape[0]);
+    assert.deepEqual(repeated, new Float32Array(tensor.shape[0]).fill(scales[0]));
+    const [values, others] = [readTensor(tensor), readTensor(one)];
+    const width = tensor.shape[1];
+    const last = (scales.length - 1) * width;
+    assert.ok(values.subarray(last).some((value) => value !== 0));
+    for (let k = 0; k < width; k++) {
+      assert.equal(values[k], others[k]);
+      const ratio = scales[scales.length - 1] / scales[0];
+      const expected = others[last + k] * ratio;
+      assert.ok(Math.abs(values[last + k] - expected) <= 1e-6 * Math.abs(expected), name);
+    }
+  }
+});
+
+test('fp8 weights with scales of blocks are floats, and a note says so', (t) => {
+  const rename = ({ name, ...rest }: StoredTensor) => ({
+    ...rest,
+    name: name.replace(/weight_scale$/, 'weight_scale_inv'),
+  });
+  // A block that is one row: the values are those of the original.
+  const quantization = () => ({ quant_method: 'fp8', weight_block_size: [1, 4096] });
+  const path = changedCheckpoint(t, 'quantized/compressed-fp8', { quantization, tensor: rename });
+  assert.match(loadModel(path).notes.join(), /fp8 weights with a scale for each block/);
+  const originals = linears(readGolden('quantized/compressed-fp8').path);
+  for (const [name, tensor] of linears(path)) {
+    assert.equal(tensor.kind, 'computed');
+    assert.deepEqual(readTensor(tensor), readTensor(originals.get(name)!), name);
+  }
+});
+
+test('Scales of an 8-bit KV cache in a checkpoint are not used, and a note says so', (t) => {
+  const golden = 'quantized/compressed-fp8';
+  const path = changedCheckpoint(t, golden, {});
+  const file = join(path, 'extra.safetensors');
+  const scale = join(path, 'model.safetensors');
+  const names = readSafetensors(scale).map(({ name }) => name);
+  const name = 'model.layers.0.self_attn.k_scale';
+  writeFileSync(
+    file,
+    safetensorsBytes({ [name]: { dtype: 'F32', shape: [1], data_offsets: [0, 4] } }, 4),
+  );
+  renameSync(scale, join(path, 'first.safetensors'));
+  const map = Object.fromEntries(names.map((each) => [each, 'first.safetensors']));
+  writeFileSync(
+    join(path, 'model.safetensors.index.json'),
+    JSON.stringify({ weight_map: { ...map, [name]: 'extra.safetensors' } }),
+  );
+  assert.match(loadModel(path).notes.join(), /KV cache.*not used/);
 });
 
 for (const { name, path } of quantizedGoldens().filter(({ name }) => !name.includes('gguf'))) {
