@@ -242,10 +242,10 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
 #pragma unroll
     for (int j = 0; j < kCopies; j++) {
       const int row = copyRow + j * kRowsAtOnce;
-      const int bytes = row >= low && row < high ? 16 : 0;
+      const bool wanted = row >= low && row < high;
       const uint32_t to = target + swizzled<kRowBytes>(row, copyChunk);
-      copyAsync16Or0(to, keys + j * step, bytes);
-      copyAsync16Or0(to + kTileBytes, values + j * step, bytes);
+      copyAsync16Or0(to, keys + j * step, wanted);
+      copyAsync16Or0(to + kTileBytes, values + j * step, wanted);
     }
   };
 

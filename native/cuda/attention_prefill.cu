@@ -88,10 +88,10 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
         const int row = copyRow + j;
         // Memory of keys that are not seen may hold anything, and 0 times infinity is not 0.
         const int key = key0 + i * 16 + row;
-        const int bytes = key >= lowKey && key < item.keyEnd ? 16 : 0;
+        const bool wanted = key >= lowKey && key < item.keyEnd;
         const uint32_t to = target + swizzled<kRowBytes>(i * 16 + row, copyChunk);
-        copyAsync16Or0(to, keys + row * a.headStride, bytes);
-        copyAsync16Or0(to + kTileBytes, values + row * a.headStride, bytes);
+        copyAsync16Or0(to, keys + row * a.headStride, wanted);
+        copyAsync16Or0(to + kTileBytes, values + row * a.headStride, wanted);
       }
     }
   };
@@ -110,10 +110,10 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
       const int64_t block = (static_cast<int64_t>(id) * a.kvHeads + kvHead) * a.blockTiles +
                             min(key / 16, lastTile) % a.blockTiles;
       const int64_t offset = (block * 16 + row % 16) * a.headStride + chunk8 * 16;
-      const int bytes = key >= lowKey && key < item.keyEnd ? 16 : 0;
+      const bool wanted = key >= lowKey && key < item.keyEnd;
       const uint32_t to = staging + row * kDim + chunk8 * 16;
-      copyAsync16Or0(to, static_cast<const char*>(a.keys) + offset, bytes);
-      copyAsync16Or0(to + kKeys * kDim, static_cast<const char*>(a.values) + offset, bytes);
+      copyAsync16Or0(to, static_cast<const char*>(a.keys) + offset, wanted);
+      copyAsync16Or0(to + kKeys * kDim, static_cast<const char*>(a.values) + offset, wanted);
     }
   };
   auto convertTile8 = [&] {

@@ -93,15 +93,15 @@ __global__ void __launch_bounds__(Tile::kThreads) groupedGemm(GroupedGemm p) {
       const int row = copyRow + j * kRowsAtOnce;
       const bool valid = inside && aValid[j];
       copyAsync16Or0(stage + (row * kChunks + (chunk ^ row % 8)) * 16,
-                valid ? aRows[j] + step * K : static_cast<const T*>(p.a), valid);
+                     valid ? aRows[j] + step * K : static_cast<const T*>(p.a), valid);
     }
 #pragma unroll
     for (int j = 0; j < kBCopies; j++) {
       const int row = copyRow + j * kRowsAtOnce;
       const bool valid = inside && bRows[j] >= 0;
       copyAsync16Or0(stage + ((M + row) * kChunks + (chunk ^ row % 8)) * 16,
-                valid ? matrix + int64_t(bRows[j]) * p.k + step * K : static_cast<const T*>(p.b),
-                valid);
+                     valid ? matrix + int64_t(bRows[j]) * p.k + step * K : static_cast<const T*>(p.b),
+                     valid);
     }
   };
 

@@ -61,14 +61,14 @@ __device__ __forceinline__ void ldmatrix4Trans(uint32_t (&r)[4], uint32_t addres
                : "memory");
 }
 
-// 16 bytes; `bytes` 0 writes zeros and reads nothing.
+// 16 bytes, or zeros where they are not `wanted`: then nothing is read.
 __device__ __forceinline__ void copyAsync16(uint32_t target, const void* source) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(target), "l"(source)
                : "memory");
 }
-__device__ __forceinline__ void copyAsync16Or0(uint32_t target, const void* source, int bytes) {
+__device__ __forceinline__ void copyAsync16Or0(uint32_t target, const void* source, bool wanted) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
-               "r"(bytes)
+               "r"(wanted ? 16 : 0)
                : "memory");
 }
 __device__ __forceinline__ void copyAsyncCommit() {
