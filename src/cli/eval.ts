@@ -1,6 +1,5 @@
 /** `millrace eval PATH --against BASE`: what a model has lost against another. */
-import { existsSync, writeFileSync } from 'node:fs';
-import { dirname, resolve } from 'node:path';
+import { writeFileSync } from 'node:fs';
 import { loadBackend } from '../backend/load-backend.js';
 import { asUsage, DTYPES, ENGINE_FLAGS, MODEL_FLAGS } from '../flags/engine-flags.js';
 import { type FlagValues, pick, UsageError } from '../flags/flag.js';
@@ -79,10 +78,6 @@ async function judge(
 ): Promise<number> {
   const limit = flags['max-quality-loss'] && parseQualityLimit(flags['max-quality-loss']);
   const output = flags['output-json'];
-  // Minutes of measuring come before it is written.
-  if (output !== undefined && !existsSync(dirname(resolve(output)))) {
-    throw new UsageError(`--output-json ${output}: there is no folder ${dirname(output)}`);
-  }
   const { quantization, 'quantization-overrides': quantizationOverrides, dtype } = flags;
   const model = openModel({ path, dtype, quantization, quantizationOverrides });
   const base = openModel({ path: against, dtype: flags['base-dtype'] });
