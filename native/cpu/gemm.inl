@@ -137,8 +137,6 @@ struct Prefetch {
 
 constexpr int kLine = 64;
 
-MR_INLINE void prefetchL2(const void* p) { __builtin_prefetch(p, 0, 2); }
-
 // sums[m * sumPanels + p][16] = x[m] . w[p]
 template <class Stored, int M, int P>
 void multiply(const void* input, size_t stride, const uint8_t* w, size_t pairBytes, int k,
@@ -155,8 +153,8 @@ void multiply(const void* input, size_t stride, const uint8_t* w, size_t pairByt
   size_t offset = 0;
   for (int i = 0; i < steps; i++) {
     if (next.lines > 0) {
-      prefetchL2(next.data);
-      for (int line = 1; line < next.lines; line++) prefetchL2(next.data + line * kLine);
+      prefetch(next.data);
+      for (int line = 1; line < next.lines; line++) prefetch(next.data + line * kLine);
       next.data += next.lines * kLine;
     }
     Stored::template step<M, P>(x, stride, w + offset, pairBytes, acc);

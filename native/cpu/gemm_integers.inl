@@ -124,7 +124,7 @@ struct Int4 {
 };
 
 MR_INLINE void advance(Prefetch& next, int units) {
-  for (int i = 0; i < units * next.lines; i++) prefetchL2(next.data + i * kLine);
+  for (int i = 0; i < units * next.lines; i++) prefetch(next.data + i * kLine);
   next.data += units * next.lines * kLine;
 }
 
