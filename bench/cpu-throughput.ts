@@ -18,12 +18,12 @@
  * that a noisy minute hits all of them; medians with (least - most).
  */
 import { parseArgs } from 'node:util';
-import { median } from '../src/bench/statistics.js';
 import { textTable } from '../src/bench/text-table.js';
 import { type Engine, now } from '../src/engine/api.js';
 import { samplingParams } from '../src/engine/sampling-params.js';
 import { startEngine } from '../src/engine/start-engine.js';
 import { root } from '../test/helpers/root.js';
+import { spread } from './spread.js';
 
 const { values: flags } = parseArgs({
   options: {
@@ -89,7 +89,11 @@ for (let run = 0; run < runs; run++) {
 process.stderr.write('\r                              \r');
 const cells = rows.flatMap(({ streams, measured }) =>
   measured.map((all, n) => {
-    const of = (key: keyof Measured) => spread(all.map((one) => one[key]));
+    const of = (key: keyof Measured) =>
+      spread(
+        all.map((one) => one[key]),
+        0,
+      );
     return [String(streams), kvDtypes[n], of('decode'), of('endToEnd'), of('prefill')];
   }),
 );
@@ -144,9 +148,4 @@ async function measure(engine: Engine, count: number): Promise<Measured> {
     endToEnd: ((count * output) / (end - start)) * 1000,
     prefill: ((count * input) / (lastFirst - start)) * 1000,
   };
-}
-
-function spread(samples: number[], digits = 0): string {
-  const show = (value: number) => value.toFixed(digits);
-  return `${show(median(samples))} (${show(Math.min(...samples))} - ${show(Math.max(...samples))})`;
 }

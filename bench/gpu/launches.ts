@@ -12,10 +12,10 @@
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { type CudaBackendOptions, createCudaBackend } from '../../src/backend/cuda/cuda-backend.js';
-import { median } from '../../src/bench/statistics.js';
 import { textTable } from '../../src/bench/text-table.js';
 import { loadModel } from '../../src/model/load-model.js';
 import { root } from '../../test/helpers/root.js';
+import { spread } from '../spread.js';
 import { bareDecoder } from './bare-steps.js';
 
 const STEPS = 100;
@@ -52,11 +52,7 @@ for (const shape of flags.shapes.split(',')) {
       });
     }
     for (const decoder of decoders) decoder.close();
-    const cells = times.map((list) => {
-      const [least, most] = [Math.min(...list), Math.max(...list)];
-      return `${median(list).toFixed(3)} (${least.toFixed(3)} - ${most.toFixed(3)})`;
-    });
-    lines.push([shape, String(batch), ...cells]);
+    lines.push([shape, String(batch), ...times.map((list) => spread(list, 3))]);
     console.error(lines.at(-1)!.join('  '));
   }
 }

@@ -1,6 +1,7 @@
 /** The table of rates and ratios, and the lines that belong to it. */
-import { median } from '../../src/bench/statistics.js';
+
 import { textTable } from '../../src/bench/text-table.js';
+import { spread } from '../spread.js';
 import { describeSettings } from './fastest-settings.js';
 import type { Measurement } from './race.js';
 
@@ -56,11 +57,4 @@ export function raceReport(measurements: readonly Measurement[]): string {
 
 function count(texts: readonly string[], text: string): number {
   return texts.filter((one) => one === text).length;
-}
-
-/** Median (least - most). */
-function spread(samples: readonly number[], digits: number): string {
-  const [least, most] = [Math.min(...samples), Math.max(...samples)];
-  const text = (value: number) => value.toFixed(digits);
-  return `${text(median(samples))} (${text(least)} - ${text(most)})`;
 }

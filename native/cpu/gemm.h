@@ -68,8 +68,8 @@ struct GemmOutput {
 
 // One unit of work: `rows` rows times `pairs` pairs of panels from `firstPair` on, `width` pairs (1
 // or 2) at a time. `prefetch`, if not null, starts as many bytes as `width` pairs have, to be
-// prefetched during the last of them. Each element is summed over k in ascending order whatever the tile,
-// so a row's result does not depend on the rows beside it.
+// prefetched during the last of them. Each element is summed over k in ascending order whatever the
+// tile, so a row's result does not depend on the rows beside it.
 struct GemmTile {
   const PackedMatrix* weight;
   Rows x;

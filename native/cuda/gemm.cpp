@@ -437,13 +437,6 @@ double Gemm::seconds(int id, int rows) const {
   return found == known.end() ? 0 : found->second;
 }
 
-std::string Gemm::algorithm(int id, int rows) const {
-  const auto& known = kinds_[id]->tuned;
-  const auto found = known.lower_bound(rows);
-  if (found == known.end() || !found->second.tiles) return "the library's";
-  return describe(*found->second.tiles);
-}
-
 void Gemm::run(int id, const ProductCall& call, int rows, cudaStream_t stream) {
   Kind& kind = *kinds_[id];
   if (kind.run(call, kind.choose(rows), rows, workspace_, stream)) return;

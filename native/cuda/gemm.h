@@ -57,8 +57,6 @@ class Gemm {
   void tune(int id, const std::vector<ProductCall>& calls, int maxRows, cudaStream_t stream);
   // Of one launch with this many rows, as tuned; 0 if it was not. And of all tuning.
   double seconds(int id, int rows) const;
-  // Which was chosen, in words.
-  std::string algorithm(int id, int rows) const;
   double tuningSeconds() const { return tuningSeconds_; }
   // Rows of the same number always take the same algorithm.
   void run(int id, const ProductCall& call, int rows, cudaStream_t stream);

@@ -113,7 +113,8 @@ export interface IntegerStorage extends Storage {
 
 /**
  * 8-bit floats (e4m3, largest 448), one float32 scale a row. Floats become `scale = max|w| / 448`, codes
- * rounded to nearest even; an `Fp8Tensor` keeps its codes and scales. Activations are quantized on the fly in the same way, one scale a token.
+ * rounded to nearest even; an `Fp8Tensor` keeps its codes and scales. Activations are quantized on the
+ * fly in the same way, one scale a token.
  */
 export interface Fp8Storage extends Storage {
   readonly kind: 'fp8';

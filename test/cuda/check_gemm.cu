@@ -243,21 +243,28 @@ void timeAll(bool norms) {
   const Device workspace(Gemm::kWorkspaceBytes);
   Gemm library({"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"}, workspace.as(), false);
   const std::vector<int> rows = {1, 16, 32, 64, 96, 128, 192, 256, 384, 512}, some = {16, 64, 128, 256};
+  struct Matrix {
+    const char* name;
+    int n, k;
+    bool floatOut = false;
+  };
+  const Matrix layer[] = {{"8B qkv", 6144, 4096},
+                          {"8B o", 4096, 4096},
+                          {"8B gate_up", 28672, 4096},
+                          {"8B down", 4096, 14336}};
+  const Matrix others[] = {{"8B head", 128256, 4096, true}, {"1B qkv", 3072, 2048},
+                           {"1B o", 2048, 2048},            {"1B gate_up", 16384, 2048},
+                           {"1B down", 2048, 8192},         {"0.6B qkv", 4096, 1024},
+                           {"0.6B o", 1024, 2048},          {"0.6B gate_up", 6144, 1024},
+                           {"0.6B down", 1024, 3072}};
   for (const bool fp8 : {true, false}) {
-    timeProduct("8B qkv", 6144, 4096, fp8, false, rows, library, norms);
-    timeProduct("8B o", 4096, 4096, fp8, false, rows, library, norms);
-    timeProduct("8B gate_up", 28672, 4096, fp8, false, rows, library, norms);
-    timeProduct("8B down", 4096, 14336, fp8, false, rows, library, norms);
+    for (const auto& [name, n, k, floatOut] : layer) {
+      timeProduct(name, n, k, fp8, floatOut, rows, library, norms);
+    }
   }
-  timeProduct("8B head", 128256, 4096, false, true, some, library, norms);
-  timeProduct("1B qkv", 3072, 2048, false, false, some, library, norms);
-  timeProduct("1B o", 2048, 2048, false, false, some, library, norms);
-  timeProduct("1B gate_up", 16384, 2048, false, false, some, library, norms);
-  timeProduct("1B down", 2048, 8192, false, false, some, library, norms);
-  timeProduct("0.6B qkv", 4096, 1024, false, false, some, library, norms);
-  timeProduct("0.6B o", 1024, 2048, false, false, some, library, norms);
-  timeProduct("0.6B gate_up", 6144, 1024, false, false, some, library, norms);
-  timeProduct("0.6B down", 1024, 3072, false, false, some, library, norms);
+  for (const auto& [name, n, k, floatOut] : others) {
+    timeProduct(name, n, k, false, floatOut, some, library, norms);
+  }
 }
 
 }  // namespace
