@@ -55,23 +55,25 @@ struct Configuration {
   PlanGeometry geometry;
 };
 
-// Made once for each device, types and head size, before any capture: by the sizes or the plan.
+// Made once for each device, types, head size and whether more than half of the heads that a decode's
+// pass may serve are used, before any capture: by the sizes or the plan.
 const Configuration& configurationOf(const AttentionShape& shape) {
   constexpr int kDevices = 64, kVariants = 8;
   static std::mutex mutex;
-  static Configuration all[kDevices][2][2][3][kVariants][kVariants];
+  static Configuration all[kDevices][2][2][3][2][kVariants][kVariants];
   const AttentionVariants variants = attentionVariants;
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   const int dim = paddedDim(shape.headStride);
   std::lock_guard<std::mutex> lock(mutex);
   Configuration& made = all[device % kDevices][shape.elem == Elem::BF16][shape.fp8]
-                           [dim / 128][variants.decode][variants.prefill];
+                           [dim / 128][passRowsOf(shape) > kPassRows / 2]
+                           [variants.decode][variants.prefill];
   if (made.made) return made;
   int sms = 0;
   check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device),
         "cudaDeviceGetAttribute");
-  made.decode = decodeKernel(shape.elem, shape.fp8, dim, variants.decode);
+  made.decode = decodeKernel(shape, dim, variants.decode);
   made.prefill = prefillKernel(shape.elem, shape.fp8, dim, variants.prefill);
   const int decodeBlocks = residentBlocks(made.decode.function, made.decode.warps * 32,
                                           made.decode.sharedBytes, sms, "attention decode");
@@ -88,7 +90,7 @@ const Configuration& configurationOf(const AttentionShape& shape) {
 
 #ifdef MILLRACE_ATTENTION_EXPERIMENTS
 const char* decodeVariantName(const AttentionShape& shape) {
-  return decodeKernel(shape.elem, shape.fp8, paddedDim(shape.headStride), attentionVariants.decode).name;
+  return decodeKernel(shape, paddedDim(shape.headStride), attentionVariants.decode).name;
 }
 const char* prefillVariantName(const AttentionShape& shape) {
   return prefillKernel(shape.elem, shape.fp8, paddedDim(shape.headStride), attentionVariants.prefill).name;

@@ -2,9 +2,10 @@
 // the step's tiles dealt out about evenly to warps as in stream-K (Osama et al. 2023).
 //
 // Each warp has its own ring of tiles in shared memory and fills it over the borders of sequences,
-// so that memory never waits for a softmax, a merge or another warp. The query heads of a KV head
-// are the rows of one mma. A warp that did not have all keys of a row leaves a partial result; the
-// last one to arrive merges them.
+// so that memory never waits for a softmax, a merge or another warp. The keys of a tile, and then the
+// columns of its values, are the 16 rows of an mma and the query heads of a KV head its 8 columns: most
+// models have 2 to 8 of those, and as rows they would leave half of every product and sum unused. A
+// warp that did not have all keys of a head leaves a partial result; the last one to arrive merges them.
 #include "attention_decode.cuh"
 #include "attention_mma.cuh"
 #include "e4m3.cuh"
@@ -15,11 +16,19 @@ namespace millrace::cuda {
 namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
+constexpr int kTileHeads = 8;  // columns of an mma
+
+// The reference that exponents are taken against is a maximum of scores, but not renewed for each
+// larger one: any reference gives the same quotient. Most tiles then need no reduction over keys and
+// no correction of sums, only a vote that no score is this far (in powers of 2) above its reference
+// (lazy rescaling as in FlashAttention-4, Dao et al. 2026). Weights up to 2^8 are as precise as those
+// up to 1, and float16 holds them.
+constexpr float kReferenceSlack = 8;
 
 // A place on the line of tiles.
 struct Cursor {
-  int entry, pass, tile;        // tile counts from the entry's first
-  int tiles, firstTile;         // of the entry
+  int entry, kvHead, pass, tile;  // the pass of the KV head, the tile from the entry's first
+  int tiles, firstTile;           // of the entry
   int seq, row, context;
 
   __device__ void enter(const DecodeArgs& a) {
@@ -30,22 +39,30 @@ struct Cursor {
     firstTile = a.window > 0 && context > a.window ? (context - a.window) / kTileTokens : 0;
     tiles = (context + kTileTokens - 1) / kTileTokens - firstTile;
   }
-  __device__ void start(const DecodeArgs& a, int firstEntry, int position, int passes) {
+  __device__ void start(const DecodeArgs& a, int firstEntry, int position) {
     entry = firstEntry;
     enter(a);
-    const int within = position - __ldg(&a.entries[entry].tileStart) * passes;
-    pass = within / tiles;
-    tile = within - pass * tiles;
+    const int within = position - __ldg(&a.entries[entry].tileStart) * (a.kvHeads * a.passes);
+    const int item = within / tiles;
+    tile = within - item * tiles;
+    kvHead = item / a.passes;
+    pass = item - kvHead * a.passes;
   }
   // Not past the end of the line: entries are read only if there is another tile.
-  __device__ void next(const DecodeArgs& a, int passes) {
-    if (++tile < tiles) return;
+  __device__ void next(const DecodeArgs& a) {
+    if (++tile == tiles) nextItem(a);
+  }
+  __device__ void nextItem(const DecodeArgs& a) {
     tile = 0;
-    if (++pass < passes) return;
+    if (++pass < a.passes) return;
     pass = 0;
+    if (++kvHead < a.kvHeads) return;
+    kvHead = 0;
     entry++;
     enter(a);
   }
+  // The tile with the sequence's newest key.
+  __device__ bool newest() const { return tile + 1 == tiles; }
   __device__ int keyLow(const DecodeArgs& a) const {
     return a.window > 0 && context > a.window ? context - a.window : 0;
   }
@@ -53,6 +70,18 @@ struct Cursor {
 
 __device__ __forceinline__ float* partialAt(const DecodeArgs& a, int slot) {
   return a.partials + static_cast<int64_t>(slot) * partialFloats(a.passRows, a.headStride);
+}
+
+// Over the lanes that share columns of an mma.
+__device__ __forceinline__ float rowsMax(float x) {
+#pragma unroll
+  for (int step = 4; step < 32; step *= 2) x = fmaxf(x, __shfl_xor_sync(kAll, x, step));
+  return x;
+}
+__device__ __forceinline__ float rowsSum(float x) {
+#pragma unroll
+  for (int step = 4; step < 32; step *= 2) x += __shfl_xor_sync(kAll, x, step);
+  return x;
 }
 
 template <typename T>
@@ -63,11 +92,10 @@ __device__ __forceinline__ void storePair(T* row, int column, int width, float x
 // Merges the partial results of workers first, first + stride, ... of the item that began at worker
 // `first0`, and writes rows of the output, or the merged partial result into the first one's place.
 // Slots: a worker's item that goes on with the next worker and began here has 2 w + 1, one that
-// began before has 2 w.
-template <typename T, int kDim>
+// began before has 2 w. kUnroll parts are read at a time.
+template <typename T, int kDim, int kUnroll>
 __device__ void mergeParts(const DecodeArgs& a, int first0, int first, int stride, int count,
                            int rows, T* out, int lane) {
-  constexpr int kUnroll = 8;
   const int mlAt = a.passRows * a.headStride;
   auto slotOf = [&](int i) {
     const int w = first + i * stride;
@@ -150,7 +178,7 @@ __device__ bool lastToArrive(int* counter, int count, int lane) {
 
 // After a worker has stored its partial result of an item that workers first .. last share. Few
 // parts are merged at once; many in groups first, so that no warp reads more than about 2 sqrt(n).
-template <typename T, int kDim>
+template <typename T, int kDim, int kUnroll>
 __device__ void arrive(const DecodeArgs& a, int worker, int first, int last, int rows, T* out,
                        int lane) {
   const int parts = last - first + 1;
@@ -162,13 +190,14 @@ __device__ void arrive(const DecodeArgs& a, int worker, int first, int last, int
   // Counters by leader; one worker may lead in the item that it ends and in the one that it begins.
   const int counter = 2 * leader + (leader == first ? 1 : 0);
   if (!lastToArrive(a.counters + 2 * counter, inGroup, lane)) return;
-  mergeParts<T, kDim>(a, first, leader, 1, inGroup, rows, groups == 1 ? out : nullptr, lane);
+  mergeParts<T, kDim, kUnroll>(a, first, leader, 1, inGroup, rows, groups == 1 ? out : nullptr, lane);
   if (groups == 1) return;
   if (!lastToArrive(a.counters + 2 * (2 * first + 1) + 1, groups, lane)) return;
-  mergeParts<T, kDim>(a, first, first, size, groups, rows, out, lane);
+  mergeParts<T, kDim, kUnroll>(a, first, first, size, groups, rows, out, lane);
 }
 
-template <typename T, bool kFp8, int kDim, int kWarps, int kStages, int kBlocks>
+// kHeadTiles times 8 query heads are computed at a time.
+template <typename T, bool kFp8, int kDim, int kHeadTiles, int kWarps, int kStages, int kBlocks>
 __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArgs a) {
   using C = typename ComputeOf<T, kFp8>::Type;
   constexpr int kElemBytes = kFp8 ? 1 : 2;  // of keys and values
@@ -181,14 +210,15 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
   static_assert(kLaneChunks <= 32, "a row of a tile is copied by one warp instruction");
   extern __shared__ __align__(1024) unsigned char shared[];
 
-  waitForPrevious();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int worker = blockIdx.x * kWarps + warp;
   // begin, entry, first, last
   const int4 mine = __ldg(reinterpret_cast<const int4*>(a.workers + worker));
   const int count = __ldg(&a.workers[worker + 1].begin) - mine.x;
-  if (count == 0) return;
-  const int passes = a.kvHeads * a.passes;
+  if (count == 0) {
+    waitForPrevious();
+    return;
+  }
 
   const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) +
                         warp * (kStages * 2 * kTileBytes);
@@ -205,37 +235,43 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
   __syncwarp();
 
   Cursor load;
-  load.start(a, mine.y, mine.x, passes);
+  load.start(a, mine.y, mine.x);
   Cursor use = load;
-  int idsEntry = -1, idsAt = 0, id = 0;  // block ids of 32 tiles, one a lane
+  // Where 32 tiles of an entry lie for KV head 0, one a lane, counted in tiles: there are fewer than
+  // 2^31, as the smallest one has 256 bytes.
+  int placesEntry = -1, placesAt = 0, place = 0;
 
   auto produce = [&](int stage) {
-    if (load.entry != idsEntry || load.tile < idsAt || load.tile >= idsAt + 32) {
-      idsEntry = load.entry;
+    if (load.entry != placesEntry || load.tile < placesAt || load.tile >= placesAt + 32) {
+      placesEntry = load.entry;
       // From the start of the entry where that serves its other heads too.
-      idsAt = load.tiles <= 32 ? 0 : load.tile;
-      const int tile = min(idsAt + lane, load.tiles - 1) + load.firstTile;
-      id = __ldg(a.blockTables + __ldg(a.blockTableStart + load.seq) + tile / a.blockTiles);
+      placesAt = load.tiles <= 32 ? 0 : load.tile;
+      const int tile = min(placesAt + lane, load.tiles - 1) + load.firstTile;
+      const int block = tile / a.blockTiles;
+      const int id = __ldg(a.blockTables + __ldg(a.blockTableStart + load.seq) + block);
+      place = (id * a.kvHeads - block) * a.blockTiles + tile;
     }
-    const int block = __shfl_sync(kAll, id, load.tile - idsAt);
-    const int tile = load.firstTile + load.tile;
-    const int head = load.pass / a.passes;
-    const int64_t at = (static_cast<int64_t>(block) * a.kvHeads + head) * a.blockTiles +
-                       tile % a.blockTiles;
-    const int64_t offset = at * (kTileTokens * rowBytes) + copyRow * rowBytes + copyChunk * 16;
+    const int at = __shfl_sync(kAll, place, load.tile - placesAt) + load.kvHead * a.blockTiles;
+    const int64_t offset = static_cast<int64_t>(at) * (kTileTokens * rowBytes) +
+                           (copyRow * rowBytes + copyChunk * 16);
     const char* keys = static_cast<const char*>(a.keys) + offset;
     const char* values = static_cast<const char*>(a.values) + offset;
     const uint32_t target = ring + stage * (2 * kTileBytes);
-    const int low = load.keyLow(a) - tile * kTileTokens, high = load.context - tile * kTileTokens;
-    const int step = kRowsAtOnce * rowBytes;
+    const int token = (load.firstTile + load.tile) * kTileTokens;
+    const int low = load.keyLow(a) - token, high = load.context - token;
     if (!copies) return;
-    if (low <= 0 && high >= kTileTokens) {
+    const auto copyAll = [&](int step) {
 #pragma unroll
       for (int j = 0; j < kCopies; j++) {
         const uint32_t to = target + swizzled<kRowBytes>(copyRow + j * kRowsAtOnce, copyChunk);
         copyAsync16(to, keys + j * step);
         copyAsync16(to + kTileBytes, values + j * step);
       }
+    };
+    if (low <= 0 && high >= kTileTokens) {
+      // Most heads fill the rows, and a step that is known is part of the instruction.
+      if (rowBytes == kRowBytes) copyAll(kRowsAtOnce * kRowBytes);
+      else copyAll(kRowsAtOnce * rowBytes);
       return;
     }
     // Keys that are not seen may be anything in memory, and 0 times infinity is not 0.
@@ -244,289 +280,327 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
       const int row = copyRow + j * kRowsAtOnce;
       const bool wanted = row >= low && row < high;
       const uint32_t to = target + swizzled<kRowBytes>(row, copyChunk);
-      copyAsync16Or0(to, keys + j * step, wanted);
-      copyAsync16Or0(to + kTileBytes, values + j * step, wanted);
+      copyAsync16Or0(to, keys + j * kRowsAtOnce * rowBytes, wanted);
+      copyAsync16Or0(to + kTileBytes, values + j * kRowsAtOnce * rowBytes, wanted);
     }
   };
 
-#pragma unroll
-  for (int s = 0; s < kStages - 1; s++) {
-    if (s < count) {
-      produce(s);
-      if (s + 1 < count) load.next(a, passes);
+  int loaded = 0;  // tiles
+  auto fill = [&](int stage) {
+    if (loaded < count) {
+      produce(stage);
+      if (++loaded < count) load.next(a);
     }
     copyAsyncCommit();
+  };
+
+  // The ring is filled before the kernel ahead has ended, up to the first tile that it may write to.
+  // That one stores the step's queries and the newest key and value of each sequence, in the last tile
+  // of an entry. All else was there before it began: the plan and the block tables are copied ahead of
+  // a step's first kernel, older keys come from earlier steps (blocks are shared with other sequences
+  // only when the step that fills them has ended), and a launch overlaps no kernel but the one ahead,
+  // which lets it in after its own wait.
+  bool waited = false;
+#pragma unroll 1
+  for (int s = 0; s < kStages - 1; s++) {
+    if (!waited && (loaded == count || load.newest())) {
+      waitForPrevious();
+      waited = true;
+    }
+    fill(s);
   }
+  if (!waited) waitForPrevious();
 
   const int g = lane >> 2, t = lane & 3;
-  auto loadQ = [&](uint32_t(&into)[4], const T* base, int rows, int s) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      // Of e4m3 a thread has four neighboring columns of a key: queries follow.
-      const int row = g + (i & 1) * 8;
-      const int column = s * 16 + (kFp8 ? 4 * t + (i >> 1) * 2 : 2 * t + (i >> 1) * 8);
-      into[i] = 0;
-      if (row < rows && column < a.headDim) {
-        into[i] = converted<T, C>(
-            __ldg(reinterpret_cast<const uint32_t*>(base + row * a.headDim + column)));
-      }
-    }
-  };
-  const uint32_t keysLane = laneOfKeys<kRowBytes>(lane);
-  const uint32_t valuesLane = laneOfValues<kRowBytes>(lane);
-  // Queries in registers; of large heads they are read again for every tile, from the L1 cache.
-  constexpr bool kKeepQ = kDim <= 128;
-  uint32_t q[kKeepQ ? kSteps : 1][4];
-  float o[2 * kSteps][4];
-  float top[2], sum[2];
-  int begunAt = 0, rows = 0;
-  bool fresh = true;
+  // Both are the first operand here, of which the names say the second: keys are read by the map of
+  // queries, and transposed values by that of keys, but of e4m3 in the order of its two words a step.
+  const uint32_t keysLane = laneOfValues<kRowBytes>(lane);
+  const uint32_t valuesLane = kFp8 ? keysLane : laneOfKeys<kRowBytes>(lane);
   int stage = 0;
-
-  for (int k = 0; k < count; k++) {
-    copyAsyncWait<kStages - 2>();
-    __syncwarp();
-    if (k + kStages - 1 < count) {
-      produce(stage == 0 ? kStages - 1 : stage - 1);
-      if (k + kStages < count) load.next(a, passes);
-    }
-    copyAsyncCommit();
-
-    const int kvHead = use.pass / a.passes;
-    const int headInGroup = (use.pass - kvHead * a.passes) * kPassRows;
-    const int head = kvHead * a.group + headInGroup;
-    const T* queries = static_cast<const T*>(a.q) + use.row * a.qStride +
-                       static_cast<int64_t>(head) * a.headDim;
-    if (fresh) {
-      fresh = false;
-      begunAt = use.tile;
-      rows = min(kPassRows, a.group - headInGroup);
-      if (kKeepQ) {
+  for (int done = 0; done < count;) {
+    // An item, or as much of it as the stretch has.
+    const int tiles = min(use.tiles - use.tile, count - done);
+    const bool begun = use.tile == 0, ended = use.tile + tiles == use.tiles;
+    const int64_t firstHead = use.kvHead * a.group + use.pass * kPassRows;
+    const int rows = min(kHeadTiles * kTileHeads, a.group - use.pass * kPassRows);
+    const T* queries = static_cast<const T*>(a.q) + use.row * a.qStride + firstHead * a.headDim;
+    // A thread's columns of all products are the heads 2 t and 2 t + 1 (of 8). Its rows of the output
+    // are columns g and g + 8 of each 16; of e4m3, 2 g and 2 g + 1.
+    uint32_t q[kHeadTiles][kSteps][2];
+    float o[kHeadTiles][kSteps][4] = {};
+    float reference[kHeadTiles][2], sum[kHeadTiles][2] = {};
 #pragma unroll
-        for (int s = 0; s < kSteps; s++) loadQ(q[kKeepQ ? s : 0], queries, rows, s);
-      }
+    for (int h = 0; h < kHeadTiles; h++) {
+      reference[h][0] = reference[h][1] = -INFINITY;
 #pragma unroll
-      for (int n = 0; n < 2 * kSteps; n++) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0;
-      top[0] = top[1] = -INFINITY;
-      sum[0] = sum[1] = 0;
-    }
-
-    // Scores of 16 keys, in two sums each to shorten the chain.
-    const uint32_t tileK = ring + stage * (2 * kTileBytes), tileV = tileK + kTileBytes;
-    float s[2][4] = {}, s2[2][4] = {};
-    if constexpr (kFp8) {
-      // A word of a key is the k pairs b0 and b1 of one step.
+      for (int n = 0; n < kSteps; n++) {
 #pragma unroll
-      for (int kk = 0; kk < kSteps; kk += 2) {
-        uint32_t w[4];
-        ldmatrix4(w, (tileK + valuesLane) ^ (kk << 4));
-#pragma unroll
-        for (int odd = 0; odd < 2; odd++) {
-          if (!kKeepQ) loadQ(q[0], queries, rows, kk + odd);
-          const uint32_t(&query)[4] = q[kKeepQ ? kk + odd : 0];
-#pragma unroll
-          for (int n = 0; n < 2; n++) {
-            const uint32_t word = w[2 * odd + n];
-            Half2<C>::mma(odd ? s2[n] : s[n], query, halvesOfE4m3(word & 0xffff),
-                          halvesOfE4m3(word >> 16));
+        for (int i = 0; i < 2; i++) {
+          // Of e4m3 a thread has four neighboring columns of a key: queries follow.
+          const int row = h * kTileHeads + g;
+          const int column = n * 16 + (kFp8 ? 4 * t + 2 * i : 2 * t + 8 * i);
+          q[h][n][i] = 0;
+          // Not by the read-only path: the kernel ahead may write them while this one runs.
+          if (row < rows && column < a.headDim) {
+            q[h][n][i] = converted<T, C>(
+                *reinterpret_cast<const uint32_t*>(queries + row * a.headDim + column));
           }
         }
       }
-    } else {
-#pragma unroll
-      for (int kk = 0; kk < kSteps; kk++) {
-        uint32_t b[4];
-        if (!kKeepQ) loadQ(q[0], queries, rows, kk);
-        const uint32_t(&query)[4] = q[kKeepQ ? kk : 0];
-        ldmatrix4(b, (tileK + keysLane) ^ (kk << 5));
-        Half2<C>::mma(kk & 1 ? s2[0] : s[0], query, b[0], b[1]);
-        Half2<C>::mma(kk & 1 ? s2[1] : s[1], query, b[2], b[3]);
-      }
     }
-    const int token = (use.firstTile + use.tile) * kTileTokens;
-    const int low = use.keyLow(a) - token, high = use.context - token;
-    const bool edge = low > 0 || high < kTileTokens;
-    float newTop[2] = {top[0], top[1]};
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int column = n * 8 + 2 * t + (i & 1);
-        s[n][i] = (s[n][i] + s2[n][i]) * a.scaleLog2;
-        if (edge && (column < low || column >= high)) s[n][i] = -INFINITY;
-        newTop[i >> 1] = fmaxf(newTop[i >> 1], s[n][i]);
-      }
-    }
-    // Every tile holds a key that is seen, so the maxima are finite.
-    newTop[0] = quadMax(newTop[0]);
-    newTop[1] = quadMax(newTop[1]);
-    const float keep[2] = {exp2Fast(top[0] - newTop[0]), exp2Fast(top[1] - newTop[1])};
-    if (__any_sync(kAll, newTop[0] > top[0] || newTop[1] > top[1])) {
-#pragma unroll
-      for (int n = 0; n < 2 * kSteps; n++) {
-        o[n][0] *= keep[0];
-        o[n][1] *= keep[0];
-        o[n][2] *= keep[1];
-        o[n][3] *= keep[1];
-      }
-    }
-    top[0] = newTop[0];
-    top[1] = newTop[1];
-    sum[0] *= keep[0];
-    sum[1] *= keep[1];
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        s[n][i] = exp2Fast(s[n][i] - newTop[i >> 1]);
-        sum[i >> 1] += s[n][i];
-      }
-    }
-    const uint32_t p[4] = {Half2<C>::pack(s[0][0], s[0][1]), Half2<C>::pack(s[0][2], s[0][3]),
-                           Half2<C>::pack(s[1][0], s[1][1]), Half2<C>::pack(s[1][2], s[1][3])};
-    if constexpr (kFp8) {
-      // Transposed by pairs of columns; even and odd ones go to two tiles of the output.
-#pragma unroll
-      for (int n = 0; n < kSteps; n += 2) {
-        uint32_t w[4];
-        ldmatrix4Trans(w, (tileV + valuesLane) ^ (n << 4));
-#pragma unroll
-        for (int i = 0; i < 4; i++) w[i] = __byte_perm(w[i], 0, 0x3120);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          Half2<C>::mma(o[2 * (n + i)], p, halvesOfE4m3(w[2 * i] & 0xffff),
-                        halvesOfE4m3(w[2 * i + 1] & 0xffff));
-          Half2<C>::mma(o[2 * (n + i) + 1], p, halvesOfE4m3(w[2 * i] >> 16),
-                        halvesOfE4m3(w[2 * i + 1] >> 16));
-        }
-      }
-    } else {
-#pragma unroll
-      for (int n = 0; n < kSteps; n++) {
-        uint32_t b[4];
-        ldmatrix4Trans(b, (tileV + valuesLane) ^ (n << 5));
-        Half2<C>::mma(o[2 * n], p, b[0], b[1]);
-        Half2<C>::mma(o[2 * n + 1], p, b[2], b[3]);
-      }
-    }
-    stage = stage + 1 == kStages ? 0 : stage + 1;
 
-    const bool ended = use.tile + 1 == use.tiles;
-    if (ended || k + 1 == count) {
-      fresh = true;
-      sum[0] = quadSum(sum[0]);
-      sum[1] = quadSum(sum[1]);
-      // Neighboring columns of the output, in 2 * kSteps pairs a row.
-      const auto columnOf = [&](int n) {
-        return kFp8 ? n / 2 * 16 + 4 * t + n % 2 * 2 : n * 8 + 2 * t;
-      };
-      const auto pairOf = [&](int n, int half) {
-        if (kFp8) return make_float2(o[n & ~1][2 * half + (n & 1)], o[n | 1][2 * half + (n & 1)]);
-        return make_float2(o[n][2 * half], o[n][2 * half + 1]);
-      };
-      T* out = static_cast<T*>(a.out) + use.row * a.outStride +
-               static_cast<int64_t>(head) * a.headDim;
-      if (ended && begunAt == 0) {
+    for (const int end = use.tile + tiles; use.tile < end; use.tile++) {
+      copyAsyncWait<kStages - 2>();
+      __syncwarp();
+      fill(stage == 0 ? kStages - 1 : stage - 1);
+
+      // Scores of 16 keys, in two sums each to shorten the chain.
+      const uint32_t tileK = ring + stage * (2 * kTileBytes), tileV = tileK + kTileBytes;
+      float s[kHeadTiles][4] = {}, s2[kHeadTiles][4] = {};
+      if constexpr (kFp8) {
+        // A word of a key is its k pairs 2 t and 2 t + 8 of one step.
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const int row = g + half * 8;
-          if (row >= rows) continue;
-          const float inverse = 1.0f / sum[half];
+        for (int n = 0; n < kSteps; n += 2) {
+          uint32_t w[4];
+          ldmatrix4(w, (tileK + keysLane) ^ (n << 4));
 #pragma unroll
-          for (int n = 0; n < 2 * kSteps; n++) {
-            const float2 pair = pairOf(n, half);
-            storePair(out + row * a.headDim, columnOf(n), a.headDim, pair.x * inverse,
-                      pair.y * inverse);
+          for (int odd = 0; odd < 2; odd++) {
+            const uint32_t low = w[2 * odd], high = w[2 * odd + 1];
+            const uint32_t keys[4] = {halvesOfE4m3(low & 0xffff), halvesOfE4m3(high & 0xffff),
+                                      halvesOfE4m3(low >> 16), halvesOfE4m3(high >> 16)};
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; h++) {
+              Half2<C>::mma(odd ? s2[h] : s[h], keys, q[h][n + odd][0], q[h][n + odd][1]);
+            }
           }
         }
       } else {
-        float* part = partialAt(a, 2 * worker + (begunAt == 0 ? 1 : 0));
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const int row = g + half * 8;
-          if (row >= rows) continue;
+        for (int n = 0; n < kSteps; n++) {
+          uint32_t keys[4];
+          ldmatrix4(keys, (tileK + keysLane) ^ (n << 5));
 #pragma unroll
-          for (int n = 0; n < 2 * kSteps; n++) {
-            const int column = columnOf(n);
-            if (column < a.headStride) {
-              *reinterpret_cast<float2*>(part + row * a.headStride + column) = pairOf(n, half);
-            }
-          }
-          if (t == 0) {
-            *reinterpret_cast<float2*>(part + a.passRows * a.headStride + 2 * row) =
-                make_float2(top[half], sum[half]);
+          for (int h = 0; h < kHeadTiles; h++) {
+            Half2<C>::mma(n & 1 ? s2[h] : s[h], keys, q[h][n][0], q[h][n][1]);
           }
         }
-        arrive<T, kDim>(a, worker, begunAt == 0 ? worker : mine.z, ended ? worker : mine.w, rows,
-                        out, lane);
+      }
+      const int token = (use.firstTile + use.tile) * kTileTokens;
+      const int low = use.keyLow(a) - token, high = use.context - token;
+      const bool edge = low > 0 || high < kTileTokens;
+      float above[kHeadTiles][4];  // the reference
+      bool renew = false;
+#pragma unroll
+      for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int row = g + (i >> 1) * 8;
+          s[h][i] += s2[h][i];
+          if (edge && (row < low || row >= high)) s[h][i] = -INFINITY;
+          above[h][i] = s[h][i] * a.scaleLog2 - reference[h][i & 1];
+          renew = renew || above[h][i] > kReferenceSlack;
+        }
+      }
+      // Always at an item's first tile, where the reference is -inf. Every tile holds a key that is
+      // seen, so it is finite from then on.
+      if (__any_sync(kAll, renew)) {
+#pragma unroll
+        for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+          for (int i = 0; i < 2; i++) {
+            const float top = rowsMax(fmaxf(s[h][i], s[h][i + 2])) * a.scaleLog2;
+            const float renewed = fmaxf(reference[h][i], top);
+            const float keep = exp2Fast(reference[h][i] - renewed);
+            reference[h][i] = renewed;
+            sum[h][i] *= keep;
+#pragma unroll
+            for (int n = 0; n < kSteps; n++) {
+              o[h][n][i] *= keep;
+              o[h][n][i + 2] *= keep;
+            }
+            above[h][i] = s[h][i] * a.scaleLog2 - renewed;
+            above[h][i + 2] = s[h][i + 2] * a.scaleLog2 - renewed;
+          }
+        }
+      }
+      uint32_t p[kHeadTiles][2];
+#pragma unroll
+      for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          const float x = exp2Fast(above[h][2 * i]), y = exp2Fast(above[h][2 * i + 1]);
+          sum[h][0] += x;
+          sum[h][1] += y;
+          // Keys become the k of the next product.
+          p[h][i] = transposed8x8(Half2<C>::pack(x, y));
+        }
+      }
+      if constexpr (kFp8) {
+        // Transposed by pairs of columns; even ones are the first eight rows, odd ones the others.
+#pragma unroll
+        for (int n = 0; n < kSteps; n += 2) {
+          uint32_t w[4];
+          ldmatrix4Trans(w, (tileV + valuesLane) ^ (n << 4));
+#pragma unroll
+          for (int i = 0; i < 4; i++) w[i] = __byte_perm(w[i], 0, 0x3120);
+#pragma unroll
+          for (int odd = 0; odd < 2; odd++) {
+            const uint32_t low = w[2 * odd], high = w[2 * odd + 1];  // keys 0-7 and 8-15
+            const uint32_t values[4] = {halvesOfE4m3(low & 0xffff), halvesOfE4m3(low >> 16),
+                                        halvesOfE4m3(high & 0xffff), halvesOfE4m3(high >> 16)};
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; h++) {
+              Half2<C>::mma(o[h][n + odd], values, p[h][0], p[h][1]);
+            }
+          }
+        }
+      } else {
+#pragma unroll
+        for (int n = 0; n < kSteps; n++) {
+          uint32_t values[4];
+          ldmatrix4Trans(values, (tileV + valuesLane) ^ (n << 5));
+#pragma unroll
+          for (int h = 0; h < kHeadTiles; h++) Half2<C>::mma(o[h][n], values, p[h][0], p[h][1]);
+        }
+      }
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+    }
+
+    // Two neighboring columns of each 16 to a thread; of 16 bits by an exchange with the thread that
+    // has the columns beside.
+    const bool odd = g & 1;
+    const int firstColumn = kFp8 ? 2 * g : odd ? g + 7 : g;
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        sum[h][i] = rowsSum(sum[h][i]);
+        if constexpr (!kFp8) {
+#pragma unroll
+          for (int n = 0; n < kSteps; n++) {
+            const float other = __shfl_xor_sync(kAll, odd ? o[h][n][i] : o[h][n][i + 2], 4);
+            (odd ? o[h][n][i] : o[h][n][i + 2]) = other;
+          }
+        }
       }
     }
-    if (k + 1 < count) use.next(a, passes);
+    T* out = static_cast<T*>(a.out) + use.row * a.outStride + firstHead * a.headDim;
+    const bool whole = begun && ended;
+    float* part = partialAt(a, 2 * worker + (begun ? 1 : 0));
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int row = h * kTileHeads + 2 * t + i;
+        if (row >= rows) continue;
+        const float inverse = 1.0f / sum[h][i];
+#pragma unroll
+        for (int n = 0; n < kSteps; n++) {
+          const int column = n * 16 + firstColumn;
+          const float x = o[h][n][i], y = o[h][n][i + 2];
+          if (whole) {
+            storePair(out + row * a.headDim, column, a.headDim, x * inverse, y * inverse);
+          } else if (column < a.headStride) {
+            *reinterpret_cast<float2*>(part + row * a.headStride + column) = make_float2(x, y);
+          }
+        }
+        if (!whole && g == 0) {
+          *reinterpret_cast<float2*>(part + a.passRows * a.headStride + 2 * row) =
+              make_float2(reference[h][i], sum[h][i]);
+        }
+      }
+    }
+    if (!whole) {
+      // As the registers of so many warps allow.
+      constexpr int kUnroll = kWarps * kBlocks > 12 ? 4 : 8;
+      arrive<T, kDim, kUnroll>(a, worker, begun ? worker : mine.z, ended ? worker : mine.w, rows, out,
+                               lane);
+    }
+    done += tiles;
+    if (done < count) use.nextItem(a);
   }
 }
 
 // kBlocks is how many blocks an SM of Hopper has room for.
-template <typename T, bool kFp8, int kDim, int kWarps, int kStages, int kBlocks>
+template <typename T, bool kFp8, int kDim, int kHeadTiles, int kWarps, int kStages, int kBlocks>
 DecodeKernel variantOf(const char* name) {
-  return {decodeKernelOf<T, kFp8, kDim, kWarps, kStages, kBlocks>, kWarps,
+  return {decodeKernelOf<T, kFp8, kDim, kHeadTiles, kWarps, kStages, kBlocks>, kWarps,
           size_t{kWarps} * kStages * 2 * kTileTokens * kDim * (kFp8 ? 1 : 2), name};
 }
 
-template <typename T>
+// An SM of Hopper has 227 KB for tiles, of which a block takes at most 96: that fits the 100 KB of
+// other GPUs.
+template <typename T, int kHeadTiles>
 DecodeKernel pick(int dim, int variant) {
-  // 96 KB a block: two blocks on an SM of Hopper, one where there are 100 KB.
   if (variant == 0) {
-    if (dim == 64) return variantOf<T, false, 64, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
-    if (dim == 128) return variantOf<T, false, 128, 4, 3, 2>("4 warps, 3 stages, 2 blocks");
-    return variantOf<T, false, 256, 2, 3, 2>("2 warps, 3 stages, 2 blocks");
+    if (dim == 64) {
+      return variantOf<T, false, 64, kHeadTiles, 4, 4, 3>("4 warps, 4 stages, 3 blocks");
+    }
+    if (dim == 128) {
+      return variantOf<T, false, 128, kHeadTiles, 4, 3, 2>("4 warps, 3 stages, 2 blocks");
+    }
+    return variantOf<T, false, 256, kHeadTiles, 2, 3, 2>("2 warps, 3 stages, 2 blocks");
   }
 #ifdef MILLRACE_ATTENTION_EXPERIMENTS
-  if (dim == 128) {
-    if (variant == 1) return variantOf<T, false, 128, 4, 2, 3>("4 warps, 2 stages, 3 blocks");
-    if (variant == 2) return variantOf<T, false, 128, 2, 3, 4>("2 warps, 3 stages, 4 blocks");
-    if (variant == 3) return variantOf<T, false, 128, 2, 6, 2>("2 warps, 6 stages, 2 blocks");
-  }
-  if (dim == 64) {
-    if (variant == 1) return variantOf<T, false, 64, 4, 4, 3>("4 warps, 4 stages, 3 blocks");
-    if (variant == 2) return variantOf<T, false, 64, 4, 3, 3>("4 warps, 3 stages, 3 blocks");
-    if (variant == 3) return variantOf<T, false, 64, 8, 6, 1>("8 warps, 6 stages, 1 block");
+  if constexpr (kHeadTiles == 1) {
+    if (dim == 128) {
+      if (variant == 1) return variantOf<T, false, 128, 1, 3, 3, 3>("3 warps, 3 stages, 3 blocks");
+      if (variant == 2) return variantOf<T, false, 128, 1, 4, 2, 3>("4 warps, 2 stages, 3 blocks");
+    }
+    if (dim == 64) {
+      if (variant == 1) return variantOf<T, false, 64, 1, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
+      if (variant == 2) return variantOf<T, false, 64, 1, 4, 3, 4>("4 warps, 3 stages, 4 blocks");
+    }
   }
 #endif
   return {nullptr, 0, 0, nullptr};
 }
 
-// As many bytes are on their way as with 16 bits, in twice the stages.
-template <typename T>
+// A tile has half the bytes at the same latency: more warps to hide it, not more stages.
+template <typename T, int kHeadTiles>
 DecodeKernel pickFp8(int dim, int variant) {
   if (variant == 0) {
-    if (dim == 64) return variantOf<T, true, 64, 4, 8, 3>("4 warps, 8 stages, 3 blocks");
-    if (dim == 128) return variantOf<T, true, 128, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
-    return variantOf<T, true, 256, 2, 6, 2>("2 warps, 6 stages, 2 blocks");
+    // Twice the sums do not fit the registers of 16 warps.
+    if constexpr (kHeadTiles == 1) {
+      if (dim == 64) return variantOf<T, true, 64, 1, 4, 6, 4>("4 warps, 6 stages, 4 blocks");
+      if (dim == 128) return variantOf<T, true, 128, 1, 4, 3, 4>("4 warps, 3 stages, 4 blocks");
+    } else {
+      if (dim == 64) return variantOf<T, true, 64, 2, 4, 8, 3>("4 warps, 8 stages, 3 blocks");
+      if (dim == 128) return variantOf<T, true, 128, 2, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
+    }
+    return variantOf<T, true, 256, kHeadTiles, 4, 3, 2>("4 warps, 3 stages, 2 blocks");
   }
 #ifdef MILLRACE_ATTENTION_EXPERIMENTS
-  if (dim == 128 && variant == 1) {
-    return variantOf<T, true, 128, 8, 6, 1>("8 warps, 6 stages, 1 block");
-  }
-  if (dim == 128 && variant == 2) {
-    return variantOf<T, true, 128, 4, 4, 3>("4 warps, 4 stages, 3 blocks");
-  }
-  if (dim == 64 && variant == 1) {
-    return variantOf<T, true, 64, 4, 8, 2>("4 warps, 8 stages, 2 blocks");
-  }
-  if (dim == 64 && variant == 2) {
-    return variantOf<T, true, 64, 4, 6, 4>("4 warps, 6 stages, 4 blocks");
+  if constexpr (kHeadTiles == 1) {
+    if (dim == 128) {
+      if (variant == 1) return variantOf<T, true, 128, 1, 4, 4, 3>("4 warps, 4 stages, 3 blocks");
+      if (variant == 2) return variantOf<T, true, 128, 1, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
+    }
+    if (dim == 64) {
+      if (variant == 1) return variantOf<T, true, 64, 1, 4, 8, 3>("4 warps, 8 stages, 3 blocks");
+      if (variant == 2) return variantOf<T, true, 64, 1, 4, 4, 4>("4 warps, 4 stages, 4 blocks");
+    }
   }
 #endif
   return {nullptr, 0, 0, nullptr};
+}
+
+template <typename T, int kHeadTiles>
+DecodeKernel pickOf(bool fp8, int dim, int variant) {
+  return fp8 ? pickFp8<T, kHeadTiles>(dim, variant) : pick<T, kHeadTiles>(dim, variant);
 }
 
 }  // namespace
 
-DecodeKernel decodeKernel(Elem elem, bool fp8, int dim, int variant) {
-  if (elem == Elem::BF16) {
-    return fp8 ? pickFp8<__nv_bfloat16>(dim, variant) : pick<__nv_bfloat16>(dim, variant);
+DecodeKernel decodeKernel(const AttentionShape& shape, int dim, int variant) {
+  static_assert(kPassRows == 2 * kTileHeads, "passes have one or two tiles of heads");
+  const bool one = passRowsOf(shape) <= kTileHeads;
+  if (shape.elem == Elem::BF16) {
+    return one ? pickOf<__nv_bfloat16, 1>(shape.fp8, dim, variant)
+               : pickOf<__nv_bfloat16, 2>(shape.fp8, dim, variant);
   }
-  return fp8 ? pickFp8<__half>(dim, variant) : pick<__half>(dim, variant);
+  return one ? pickOf<__half, 1>(shape.fp8, dim, variant)
+             : pickOf<__half, 2>(shape.fp8, dim, variant);
 }
 
 }  // namespace millrace::cuda

@@ -29,6 +29,6 @@ struct DecodeKernel {
   const char* name;
 };
 // dim: 64, 128 or 256, at least headStride. function is null where there is no such variant.
-DecodeKernel decodeKernel(Elem elem, bool fp8, int dim, int variant);
+DecodeKernel decodeKernel(const AttentionShape& shape, int dim, int variant);
 
 }  // namespace millrace::cuda

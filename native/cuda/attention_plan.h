@@ -9,7 +9,7 @@
 namespace millrace::cuda {
 
 // Decode. A tile is 16 tokens of one sequence for one pass over one KV head (a pass serves up to 16
-// query heads, the rows of an mma). All tiles of the step form one line, ordered by sequence, then
+// query heads, the columns of two mma). All tiles of the step form one line, ordered by sequence, then
 // pass, then position; every worker (a warp of the persistent grid) takes a stretch of it, all of
 // about the same length. So one sequence of 100,000 tokens and 255 short ones fill the machine alike.
 // The tiles of one sequence and pass are an item. Stretches end where items end if that makes the

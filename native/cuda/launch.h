@@ -9,12 +9,14 @@ namespace millrace::cuda {
 // Programmatic dependent launch (CUDA programming guide, "Programmatic Dependent Launch and
 // Synchronization"): a kernel's blocks are set up while the kernel before it drains. Safe only
 // because every kernel launched here calls waitForPrevious() in every thread before it touches
-// memory that another kernel writes: the end of a kernel then implies the end of all before it.
+// memory that the kernel ahead may write: the end of a kernel then implies the end of all before it,
+// and when a kernel is let in all before the one ahead have ended.
 // Of the thread that launches; off until it is turned on, which needs `launchesCanOverlap`.
 inline thread_local bool overlapLaunches = false;
 
-// The kernel after this one is let in as soon as all blocks of this one run: nothing of it but its
-// set-up comes before its own wait for this one's end.
+// The kernel after this one is let in as soon as all blocks of this one are past their wait: nothing
+// of it but its set-up, and loads of what this one does not write, comes before its own wait for this
+// one's end.
 __device__ __forceinline__ void waitForPrevious() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");

@@ -61,6 +61,13 @@ __device__ __forceinline__ void ldmatrix4Trans(uint32_t (&r)[4], uint32_t addres
                : "memory");
 }
 
+// An 8 x 8 matrix, of which a thread has columns 2t, 2t + 1 of row g, before and after.
+__device__ __forceinline__ uint32_t transposed8x8(uint32_t two) {
+  uint32_t out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(two));
+  return out;
+}
+
 // 16 bytes, or zeros where they are not `wanted`: then nothing is read.
 __device__ __forceinline__ void copyAsync16(uint32_t target, const void* source) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(target), "l"(source)
