@@ -54,6 +54,14 @@ inline float normalAt(uint64_t seed, uint64_t i) {
   return (unit(a) + unit(a >> 16) + unit(b) + unit(b >> 16) - 2) * 1.732f;
 }
 
+// What is added to the scores of even heads and taken from those of odd ones, in powers of 2: from
+// `start`, with as much more for each 40 tokens. It goes by the first column of queries and keys.
+struct Trend {
+  float start = 0, rise = 0;
+  float at(int position) const { return start + rise * (position / 40); }
+  explicit operator bool() const { return start != 0 || rise != 0; }
+};
+
 // Memory that is nobody's is NaN: unused blocks, tokens past a context or before every window, the
 // gaps of q's rows, the output. The table of block ids is a random permutation, with a few ids in
 // front that belong to no sequence.
@@ -66,9 +74,10 @@ struct Step {
   int64_t qStride;
   int numBlocks = 0;
   uint64_t seed;
+  Trend trend;
 
-  Step(const Layout& layout, const Batch& batch, uint64_t seed, int minBlocks = 0)
-      : layout(layout), shape(layout.shape()), batch(batch), seed(seed) {
+  Step(const Layout& layout, const Batch& batch, uint64_t seed, int minBlocks = 0, Trend trend = {})
+      : layout(layout), shape(layout.shape()), batch(batch), seed(seed), trend(trend) {
     const int bs = layout.blockSize;
     int blocks = 3;
     tableStart = {2};
@@ -95,6 +104,10 @@ struct Step {
     parallelFor(batch.tokens(), [&](int64_t t) {
       for (int c = 0; c < width; c++) {
         encode(layout.elem, q.data(), t * qStride + c, 2 * normalAt(seed + 1, t * width + c));
+      }
+      for (int h = 0; trend && h < layout.heads; h++) {
+        encode(layout.elem, q.data(), t * qStride + h * layout.headDim,
+               h % 2 ? -kTrendQuery : kTrendQuery);
       }
     });
   }
@@ -132,6 +145,8 @@ struct Step {
   }
 
  private:
+  static constexpr float kTrendQuery = 4;
+
   void fillCache() {
     const int dim = layout.headDim, stride = shape.headStride;
     const size_t elements =
@@ -149,6 +164,10 @@ struct Step {
           for (int d = 0; d < stride; d++) {
             encodeKv(layout, keys, to + d, d < dim ? normalAt(seed + 2, to + d) : 0);
             encodeKv(layout, values, to + d, d < dim ? normalAt(seed + 3, to + d) : 0);
+          }
+          if (trend) {
+            const float unit = kTrendQuery * shape.scale * 1.442695f;
+            encodeKv(layout, keys, to, trend.at(seen + static_cast<int>(i)) / unit);
           }
         }
       });

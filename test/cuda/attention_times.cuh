@@ -42,6 +42,7 @@ inline std::vector<Timed> timedShapes() {
   const Layout big{Elem::BF16, 32, 8, 128, 16, 0}, small{Elem::BF16, 32, 8, 64, 16, 0};
   const Layout qwen{Elem::BF16, 16, 8, 128, 16, 0}, windowed{Elem::BF16, 32, 8, 128, 16, 4096};
   const Layout half{Elem::F16, 32, 8, 128, 16, 0}, wide{Elem::BF16, 16, 4, 256, 16, 0};
+  const Layout qwen8{Elem::BF16, 16, 8, 128, 16, 0, true};
   const Layout big8{Elem::BF16, 32, 8, 128, 16, 0, true}, small8{Elem::BF16, 32, 8, 64, 16, 0, true};
   Batch uneven = repeated(255, 1, 200), mixed = repeated(64, 1, 1024);
   uneven.add(1, 100000);
@@ -59,6 +60,9 @@ inline std::vector<Timed> timedShapes() {
       {"1B decode 256 x 192", small, repeated(256, 1, 192), true},
       {"1B decode 512 x 1500", small, repeated(512, 1, 1500), true},
       {"qwen3-0.6b decode 256 x 600", qwen, repeated(256, 1, 600), true},
+      {"qwen3-0.6b decode 64 x 512", qwen, repeated(64, 1, 512), true},
+      {"qwen3-0.6b fp8 decode 256 x 600", qwen8, repeated(256, 1, 600), true},
+      {"qwen3-0.6b fp8 decode 64 x 1000", qwen8, repeated(64, 1, 1000), true},
       {"16/4 dim 256 decode 64 x 1024", wide, repeated(64, 1, 1024), true},
       {"8B fp8 decode 64 x 1024", big8, repeated(64, 1, 1024), true},
       {"8B fp8 decode 256 x 192", big8, repeated(256, 1, 192), true},

@@ -5,11 +5,12 @@
 //     -Inative/cuda test/cuda/check_attention.cu native/cuda/attention*.cu \
 //     native/cuda/attention_plan.cpp -o check_attention
 //
-//   check_attention [--plan] [--quick] [--only-times] [--time] [--experiments]
+//   check_attention [--plan] [--quick] [--only-times] [--time] [--experiments] [--overlap]
 //     --plan: only the planner, needs no GPU      --quick: few small steps, for compute-sanitizer
 //     --time: times too                           --experiments: times of all compiled alternatives
-//     --only-times: without the checks
+//     --only-times: without the checks            --overlap: programmatic dependent launch on
 #include "attention_case.h"
+#include "attention_overlap.cuh"
 #include "attention_times.cuh"
 
 using namespace attention_check;
@@ -27,11 +28,11 @@ std::string nameOfLayout(const Layout& l) {
 }
 
 // The plain kernel, then the fast ones three times: counters must have come back.
-void checkStep(const std::string& what, const Layout& layout, const Batch& batch) {
+void checkStep(const std::string& what, const Layout& layout, const Batch& batch, Trend trend = {}) {
   static uint64_t seed = 100;
   const std::string name = nameOfLayout(layout) + ", " + what;
   try {
-    const Step step(layout, batch, seed += 10);
+    const Step step(layout, batch, seed += 10, 0, trend);
     const auto expected = expectedOf(step);
     // Even, so that rows stay 4-byte aligned; not a multiple of 16 bytes.
     const int64_t outStride = layout.heads * layout.headDim + 2;
@@ -112,6 +113,15 @@ void checkGraph(const Layout& layout, int bucket, int maxContext) {
   }
 }
 
+void checkOverlap(const std::string& what, const Layout& layout, const Batch& batch) {
+  const std::string name = nameOfLayout(layout) + ", behind a store, " + what;
+  try {
+    report(name, overlapError(layout, batch, 77), boundOf(layout.elem));
+  } catch (const std::exception& error) {
+    report(name, INFINITY, 0, error.what());
+  }
+}
+
 Batch decodes(std::initializer_list<int> contexts) {
   Batch batch;
   for (int context : contexts) batch.add(1, context);
@@ -124,6 +134,35 @@ Batch chunks(std::initializer_list<std::pair<int, int>> lengths) {
   return batch;
 }
 
+// What only the decode kernel has borders for.
+void checkDecodes() {
+  const Batch uneven = decodes({700, 1, 15, 16, 17, 130, 333});
+  for (Elem elem : {Elem::BF16, Elem::F16}) {
+    for (bool fp8 : {false, true}) {
+      for (int dim : {64, 128, 256}) {
+        for (int group : {7, 8, 9, 16, 17}) {
+          checkStep("decodes", {elem, 2 * group, 2, dim, 16, 0, fp8}, uneven);
+        }
+        const Layout layout{elem, 8, 2, dim, 16, 0, fp8};
+        // Scores that rise and fall by little and by much, and that are all far from 0.
+        for (Trend trend : {Trend{0, 3}, Trend{0, 40}, Trend{-200, 0}, Trend{-90, 5}}) {
+          checkStep("trend from " + std::to_string(int(trend.start)) + " by " +
+                    std::to_string(int(trend.rise)), layout, uneven, trend);
+        }
+        // Fewer tiles than a ring has.
+        for (int context : {1, 15, 16, 17, 33, 64, 65}) {
+          checkStep("a decode of " + std::to_string(context), layout, decodes({context}));
+        }
+        checkOverlap("uneven", layout, uneven);
+        checkOverlap("64 of 300", layout, repeated(64, 1, 300));
+        checkOverlap("16 of 1", layout, repeated(16, 1, 1));
+      }
+    }
+    checkStep("trend in a window", {elem, 12, 2, 128, 32, 100}, uneven, {0, 3});
+    checkStep("trend of 2 x 16 heads", {elem, 32, 1, 128, 16, 0}, decodes({3000, 90}), {0, 1});
+  }
+}
+
 void checkQuick() {
   for (Elem elem : {Elem::BF16, Elem::F16}) {
     checkStep("decode", {elem, 8, 2, 128, 16, 0}, decodes({1, 37, 300}));
@@ -133,6 +172,8 @@ void checkQuick() {
   checkStep("mixed", {Elem::BF16, 2, 2, 256, 16, 0}, chunks({{1, 50}, {20, 41}}));
   checkStep("mixed", {Elem::F32, 4, 2, 24, 16, 9}, chunks({{1, 50}, {20, 41}}));
   checkGraph({Elem::BF16, 4, 2, 64, 16, 0}, 4, 90);
+  checkOverlap("quick", {Elem::BF16, 8, 2, 128, 16, 0}, decodes({1, 37, 300}));
+  checkStep("trend", {Elem::BF16, 4, 2, 128, 16, 0, true}, decodes({300}), {0, 5});
   for (int dim : {24, 64, 128, 256}) {
     checkStep("mixed", {Elem::BF16, 4, 2, dim, 16, 0, true},
               chunks({{1, 90}, {40, 70}, {3, 200}, {1, 1}}));
@@ -142,6 +183,7 @@ void checkQuick() {
 }
 
 void checkAll() {
+  checkDecodes();
   const Batch mixed = chunks({{1, 1}, {33, 33}, {1, 129}, {5, 530}, {1, 700}, {70, 171}, {2, 2},
                               {1, 16}, {1, 17}, {16, 16}, {129, 300}, {1, 15}});
   for (Elem elem : {Elem::BF16, Elem::F16}) {
@@ -204,6 +246,7 @@ int main(int count, char** arguments) {
     else if (argument == "--only-times") onlyTimes = true;
     else if (argument == "--time") times = true;
     else if (argument == "--experiments") experiments = true;
+    else if (argument == "--overlap") overlapLaunches = launchesCanOverlap();
     else return std::printf("unknown argument %s\n", argument.c_str()), 2;
   }
   try {
