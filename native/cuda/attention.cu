@@ -51,7 +51,7 @@ int residentBlocks(Function function, int threads, size_t sharedBytes, int sms, 
 
 // Hopper's kernels come first where there are any.
 PrefillKernel choosePrefill(const AttentionShape& shape, int variant) {
-  constexpr int kHopperVariants = 3;
+  constexpr int kHopperVariants = 2;
   const int dim = paddedDim(shape.headStride);
   if (dim <= 128 && !shape.fp8 && hopperAvailable()) {
     if (variant < kHopperVariants) return hopperPrefillKernel(shape.elem, dim, variant);
@@ -69,7 +69,7 @@ struct Configuration {
 
 // Made once for each device, types and head size, before any capture: by the sizes or the plan.
 const Configuration& configurationOf(const AttentionShape& shape) {
-  constexpr int kDevices = 64, kVariants = 8;
+  constexpr int kDevices = 64, kVariants = kAttentionVariants;
   static std::mutex mutex;
   static Configuration all[kDevices][2][2][3][kVariants][kVariants];
   const AttentionVariants variants = attentionVariants;

@@ -1,8 +1,8 @@
 // Attention of chunks of a prompt on Hopper, after FlashAttention-3 (Shah et al. 2024): one warp copies
-// tiles of keys and values, warpgroups multiply 64 rows each. A warpgroup issues the products of the next
-// keys before it weighs the values of these, and one computes its softmax while the other multiplies.
-// Blocks stay for all their units, so that the first tiles of one are copied while the last of another is
-// worked on. Rows and items as in attention_prefill.cu.
+// tiles of keys and values, two warpgroups multiply 64 rows each. A warpgroup issues the scores of the
+// next tile before the weighted values of this one, and one computes its softmax while the other
+// multiplies. Blocks stay for all their units, so that the first tiles of one are copied while the last
+// of another is worked on. Rows and items are those of attention_prefill.cu.
 #include <algorithm>
 
 #include "attention_mma.cuh"
@@ -16,7 +16,7 @@ namespace millrace::cuda {
 
 namespace {
 
-constexpr unsigned kAll = 0xffffffffu;
+[[maybe_unused]] constexpr unsigned kAll = 0xffffffffu;
 constexpr int kWarpgroup = 128;
 // The tokens of a copy: whatever the size of the cache's blocks, so many lie together.
 constexpr int kBox = 16;
@@ -136,8 +136,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   }
   __syncthreads();
 
-  // Units come longest first. Every other round over the blocks goes backwards, so that no block gets the
-  // longest of each.
+  // Units come longest first. Every other round over the blocks goes backwards, so that no block gets
+  // the longest of each.
   const int blocks = gridDim.x, block = blockIdx.x;
   const auto numberOf = [&](int round) {
     return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   };
 
   if (warp >= C::kWarps) {
-    giveRegisters<24>();
+    giveRegisters<40>();
     if (warp == C::kWarps + 1) {
       // Describes units: the plan, the lengths and the block ids come with the step, not from a kernel.
       for (int first = 0; first < count; first += kBatch) {
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     return;
   }
 
-  takeRegisters<240>();
+  takeRegisters<232>();
   waitForPrevious();
   constexpr int kSteps = C::kDim / 16, kKeySteps = kKeys / 16;
   constexpr int kChunks = C::kDim / 8, kRowsAtOnce = 32 / kChunks;  // of 16 bytes a lane
@@ -264,14 +264,15 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     copyAsyncCommit();
   };
 
-  // Values of keys that no row sees may be anything, and 0 times infinity is not 0: in a box of which some
-  // are seen they become zeros. Every warpgroup does it, as none waits for the other.
+  // Values of keys that no row sees may be anything, and 0 times infinity is not 0: in a box of which
+  // some are seen they become zeros. Every warpgroup does it, as none waits for the other.
   const auto mendValues = [&](const Unit& unit, int key0, uint32_t values) {
     const int low = unit.lowKey - key0, high = unit.keyEnd - key0;
     const bool atLow = low > 0 && low < kKeys && low % kBox != 0;
     const bool atHigh = high < kKeys && high % kBox != 0;
     if (!atLow && !atHigh) return;
     const auto clear = [&](int begin, int end) {
+#pragma unroll 1
       for (int i = begin * kChunks + static_cast<int>(threadIdx.x) % kWarpgroup; i < end * kChunks;
            i += kWarpgroup) {
         const int row = i / kChunks, chunk = i % kChunks;  // a whole row: in any order
@@ -336,12 +337,13 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         unit.firstPosition +
         (unit.rowBegin + min(warpRow + lane % 16, unit.rows - 1)) / a.group;
     const int position[2] = {__shfl_sync(kAll, ofLane, g), __shfl_sync(kAll, ofLane, g + 8)};
-    const int lowPosition = __shfl_sync(kAll, ofLane, 0), highPosition = __shfl_sync(kAll, ofLane, 15);
+    const int lowPosition = __shfl_sync(kAll, ofLane, 0);
     float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
     // Turns the scores of keys from key0 on into weights. keep: the factor of what was summed before.
     const auto weigh = [&](int key0, float (&keep)[2]) {
-      if (key0 + kKeys - 1 > lowPosition || (a.window > 0 && key0 <= highPosition - a.window)) {
+      // The last row's window begins less than a tile of rows after the first one's.
+      if (key0 + kKeys - 1 > lowPosition || (a.window > 0 && key0 < unit.lowKey + C::kRows)) {
 #pragma unroll
         for (int i = 0; i < kKeys / 2; i++) {
           const int key = key0 + i / 4 * 8 + 2 * t + i % 2, at = position[i / 2 % 2];
@@ -379,7 +381,6 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 
     float keep[2];
     int key0 = unit.keyBegin;
-    const int keyEnd = unit.keyEnd;
     waitFor(keysFull, tile);
     productsBegin();
     multiplyKeys(tile);
@@ -388,7 +389,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     release(keysEmpty, tile);
     weigh(key0, keep);
     packWeights();
-    for (bool more = false; key0 + kKeys < keyEnd; more = true) {
+    for (bool more = false; key0 + kKeys < unit.keyEnd; more = true) {
       waitFor(valuesFull, tile);
       mendValues(unit, key0, base + C::kValuesAt + tile % kStages * C::kTileBytes);
       waitFor(keysFull, tile + 1);

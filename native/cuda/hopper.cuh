@@ -92,9 +92,9 @@ __device__ __forceinline__ uint64_t rowsOf128Bytes(uint32_t address) {
   return uint64_t((address & 0x3FFFF) >> 4) | uint64_t(1) << 16 | kEightRows << 32 |
          kSwizzle128 << 62;
 }
-// Describes rows of k with N along them, as B of a product that turns it (kTurned): panels of 64 elements
-// of N, `panelBytes` apart, each with a row of 128 bytes for every k, swizzled likewise. Eight rows are the
-// stride here, panels the leading one (PTX ISA, "Strides").
+// Describes rows of k with N along them, as B of a product that turns it (kTurned): panels of 64
+// elements of N, `panelBytes` apart, each with a row of 128 bytes for every k, swizzled likewise. Eight
+// rows of a panel are the stride here, and panels the leading one (PTX ISA, "Strides").
 __device__ __forceinline__ uint64_t panelsOf128Bytes(uint32_t address, uint32_t panelBytes) {
   constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
   return uint64_t((address & 0x3FFFF) >> 4) | uint64_t(panelBytes >> 4) << 16 | kEightRows << 32 |
