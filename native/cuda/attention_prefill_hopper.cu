@@ -142,8 +142,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   const auto numberOf = [&](int round) {
     return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
   };
-  const int fullRounds = units / blocks;
-  const int count = fullRounds + (numberOf(fullRounds) < units);
+  const auto exists = [&](int round) { return numberOf(round) < units; };
   // The unit of a round. Whoever asks for the first of a batch waits until it is described.
   const auto unitAt = [&](int round) -> const Unit& {
     if (round % kBatch == 0) {
@@ -160,10 +159,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     giveRegisters<40>();
     if (warp == C::kWarps + 1) {
       // Describes units: the plan, the lengths and the block ids come with the step, not from a kernel.
-      for (int first = 0; first < count; first += kBatch) {
+      for (int first = 0; exists(first); first += kBatch) {
         const int batch = first / kBatch, round = first + lane;
         if (batch >= 2) barrierWait(unitsEmpty + 8 * (batch % 2), (batch / 2 - 1) % 2);
-        if (round < count) described[round % (2 * kBatch)] = unitOf<C>(a, numberOf(round));
+        if (exists(round)) described[round % (2 * kBatch)] = unitOf<C>(a, numberOf(round));
         barrierArrive(unitsFull + 8 * (batch % 2));
       }
     } else if (warp == C::kWarps) {
@@ -182,7 +181,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       int round = 0, key = unitAt(0).keyBegin + lane * kBox;
       int id = blockIdOf(described[0], key);
       waitForPrevious();
-      for (uint32_t tile = 0; round < count; tile++) {
+      for (uint32_t tile = 0; exists(round); tile++) {
         const Unit& unit = described[round % (2 * kBatch)];
         const int place =
             wanted(unit, key)
@@ -192,7 +191,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         const bool last = endOfTile >= unit.keyEnd;
         // The id for the next tile arrives while this one is copied.
         const int nextRound = round + last;
-        if (nextRound < count) {
+        if (exists(nextRound)) {
           const Unit& next = last ? unitAt(nextRound) : unit;
           key = (last ? next.keyBegin : endOfTile) + lane * kBox;
           id = blockIdOf(next, key);
@@ -297,11 +296,11 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   float s[kKeys / 2], o[C::kDim / 2];
   uint32_t q[kSteps][4], p[kKeySteps][4];
   const auto multiplyKeys = [&](uint32_t tile) {
-    const uint32_t at = base + tile % kStages * C::kTileBytes;
+    const uint64_t keys = rowsOf128Bytes(base + tile % kStages * C::kTileBytes);
 #pragma unroll
-    for (int k = 0; k < kSteps; k++) {  // 32 bytes on: 2 in a descriptor's address
+    for (int k = 0; k < kSteps; k++) {  // 16 columns on
       FragmentProducts<T, kKeys, false>::add(
-          s, q[k], rowsOf128Bytes(at + k / 4 * C::kPanelBytes) + k % 4 * 2, k > 0);
+          s, q[k], advanced(keys, k / 4 * C::kPanelBytes + k % 4 * 32), k > 0);
     }
     productsCommit();
   };
@@ -309,8 +308,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     const uint64_t values = panelsOf128Bytes(base + C::kValuesAt + tile % kStages * C::kTileBytes,
                                              C::kPanelBytes);
 #pragma unroll
-    for (int k = 0; k < kKeySteps; k++) {  // 16 rows of 128 bytes on
-      FragmentProducts<T, C::kDim, true>::add(o, p[k], values + k * (16 * kTileWidth >> 4),
+    for (int k = 0; k < kKeySteps; k++) {  // 16 rows on
+      FragmentProducts<T, C::kDim, true>::add(o, p[k], advanced(values, k * 16 * kTileWidth),
                                               more || k > 0);
     }
     productsCommit();
@@ -321,7 +320,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   }
   copyQueries(0);
   uint32_t tile = 0;  // of all that this block works on
-  for (int round = 0; round < count; round++) {
+  for (int round = 0; exists(round); round++) {
     const Unit& unit = described[round % (2 * kBatch)];
     copyAsyncWait<0>();
     __syncwarp();
@@ -330,7 +329,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       ldmatrix4(q[k], (queries + laneOfValues<kRowBytes>(lane)) ^ (k << 5));
     }
     __syncwarp();
-    if (round + 1 < count) copyQueries(round + 1);
+    if (exists(round + 1)) copyQueries(round + 1);
 
     // Of the rows g and g + 8; rows past the end see what the last sees.
     const int ofLane =
@@ -389,8 +388,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     release(keysEmpty, tile);
     weigh(key0, keep);
     packWeights();
+    waitFor(valuesFull, tile);
     for (bool more = false; key0 + kKeys < unit.keyEnd; more = true) {
-      waitFor(valuesFull, tile);
       mendValues(unit, key0, base + C::kValuesAt + tile % kStages * C::kTileBytes);
       waitFor(keysFull, tile + 1);
       if constexpr (C::kTurns) syncSome<2 * kWarpgroup>(kBarrierOfTurn + warpgroup);
@@ -405,6 +404,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       release(keysEmpty, tile + 1);
       key0 += kKeys;
       weigh(key0, keep);
+      holdRegisters(s);
+      // Here and not in the next round: ptxas moves no wait for products above a loop, but else above the
+      // softmax that is to run beside them.
+      waitFor(valuesFull, tile + 1);
       productsWait<0>();
       holdRegisters(o);
       release(valuesEmpty, tile);
@@ -415,7 +418,6 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       }
       packWeights();
     }
-    waitFor(valuesFull, tile);
     mendValues(unit, key0, base + C::kValuesAt + tile % kStages * C::kTileBytes);
     productsBegin();
     multiplyValues(tile, key0 != unit.keyBegin);

@@ -100,6 +100,11 @@ __device__ __forceinline__ uint64_t panelsOf128Bytes(uint32_t address, uint32_t 
   return uint64_t((address & 0x3FFFF) >> 4) | uint64_t(panelBytes >> 4) << 16 | kEightRows << 32 |
          kSwizzle128 << 62;
 }
+// What lies `bytes` further on. The address does not leave its half of the descriptor.
+__device__ __forceinline__ uint64_t advanced(uint64_t descriptor, uint32_t bytes) {
+  const uint32_t low = static_cast<uint32_t>(descriptor) + (bytes >> 4);
+  return (descriptor >> 32) << 32 | low;
+}
 __device__ __forceinline__ void productsBegin() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
