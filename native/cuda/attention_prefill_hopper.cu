@@ -355,8 +355,9 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 #pragma unroll
         for (int i = 2 * half; i < kKeys / 2; i += 4) newTop = fmaxf(newTop, fmaxf(s[i], s[i + 1]));
         newTop = quadMax(newTop);
-        const float offset = finiteOr0(newTop) * a.scaleLog2;
-        keep[half] = exp2Fast(top[half] * a.scaleLog2 - offset);
+        // Rounded, so that it is exactly 1 where the maximum stays, and nothing has to be corrected.
+        const float offset = __fmul_rn(finiteOr0(newTop), a.scaleLog2);
+        keep[half] = exp2Fast(__fmul_rn(top[half], a.scaleLog2) - offset);
         top[half] = newTop;
         float more = 0;
 #pragma unroll
