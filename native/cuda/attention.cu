@@ -8,6 +8,7 @@
 #include "attention_plan.h"
 #include "attention_prefill.cuh"
 #include "attention_variants.h"
+#include "hopper.h"
 #include "launch.h"
 
 namespace millrace::cuda {
@@ -48,6 +49,17 @@ int residentBlocks(Function function, int threads, size_t sharedBytes, int sms, 
   return blocks * sms;
 }
 
+// Hopper's kernels come first where there are any.
+PrefillKernel choosePrefill(const AttentionShape& shape, int variant) {
+  constexpr int kHopperVariants = 2;
+  const int dim = paddedDim(shape.headStride);
+  if (dim <= 128 && !shape.fp8 && hopperAvailable()) {
+    if (variant < kHopperVariants) return hopperPrefillKernel(shape.elem, dim, variant);
+    variant -= kHopperVariants;
+  }
+  return prefillKernel(shape.elem, shape.fp8, dim, variant);
+}
+
 struct Configuration {
   bool made = false;
   DecodeKernel decode;
@@ -58,7 +70,7 @@ struct Configuration {
 // Made once for each device, types, head size and whether more than half of the heads that a decode's
 // pass may serve are used, before any capture: by the sizes or the plan.
 const Configuration& configurationOf(const AttentionShape& shape) {
-  constexpr int kDevices = 64, kVariants = 8;
+  constexpr int kDevices = 64, kVariants = kAttentionVariants;
   static std::mutex mutex;
   static Configuration all[kDevices][2][2][3][2][kVariants][kVariants];
   const AttentionVariants variants = attentionVariants;
@@ -74,10 +86,10 @@ const Configuration& configurationOf(const AttentionShape& shape) {
   check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device),
         "cudaDeviceGetAttribute");
   made.decode = decodeKernel(shape, dim, variants.decode);
-  made.prefill = prefillKernel(shape.elem, shape.fp8, dim, variants.prefill);
+  made.prefill = choosePrefill(shape, variants.prefill);
   const int decodeBlocks = residentBlocks(made.decode.function, made.decode.warps * 32,
                                           made.decode.sharedBytes, sms, "attention decode");
-  made.geometry.prefillResident = residentBlocks(made.prefill.function, made.prefill.warps * 32,
+  made.geometry.prefillResident = residentBlocks(made.prefill.function, made.prefill.threads,
                                                  made.prefill.sharedBytes, sms, "attention prefill");
   made.geometry.decodeWorkers = decodeBlocks * made.decode.warps;
   made.geometry.prefillRows = made.prefill.rows;
@@ -93,7 +105,7 @@ const char* decodeVariantName(const AttentionShape& shape) {
   return decodeKernel(shape, paddedDim(shape.headStride), attentionVariants.decode).name;
 }
 const char* prefillVariantName(const AttentionShape& shape) {
-  return prefillKernel(shape.elem, shape.fp8, paddedDim(shape.headStride), attentionVariants.prefill).name;
+  return choosePrefill(shape, attentionVariants.prefill).name;
 }
 #endif
 
@@ -196,14 +208,7 @@ void attention(const AttentionShape& shape, const AttentionPlan& plan, const Att
     a.blockTiles = shape.blockSize / 16;
     a.window = shape.window;
     a.scaleLog2 = shape.scale * kLog2E;
-    // Items in y: at most 65,535 a launch.
-    constexpr int kMaxItems = 65535;
-    for (int from = 0; from < plan.prefillItems; from += kMaxItems) {
-      const int items = std::min(kMaxItems, plan.prefillItems - from);
-      launch("attention prefill", made.prefill.function, dim3(shape.kvHeads, items),
-             made.prefill.warps * 32, made.prefill.sharedBytes, stream, a);
-      a.items += items;
-    }
+    made.prefill.run(a, plan.prefillItems, made.geometry.prefillResident, stream);
   }
 }
 

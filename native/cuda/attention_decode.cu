@@ -534,7 +534,7 @@ template <typename T, int kHeadTiles>
 DecodeKernel pick(int dim, int variant) {
   if (variant == 0) {
     if (dim == 64) {
-      return variantOf<T, false, 64, kHeadTiles, 4, 4, 3>("4 warps, 4 stages, 3 blocks");
+      return variantOf<T, false, 64, kHeadTiles, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
     }
     if (dim == 128) {
       return variantOf<T, false, 128, kHeadTiles, 4, 3, 2>("4 warps, 3 stages, 2 blocks");
@@ -548,7 +548,7 @@ DecodeKernel pick(int dim, int variant) {
       if (variant == 2) return variantOf<T, false, 128, 1, 4, 2, 3>("4 warps, 2 stages, 3 blocks");
     }
     if (dim == 64) {
-      if (variant == 1) return variantOf<T, false, 64, 1, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
+      if (variant == 1) return variantOf<T, false, 64, 1, 4, 4, 3>("4 warps, 4 stages, 3 blocks");
       if (variant == 2) return variantOf<T, false, 64, 1, 4, 3, 4>("4 warps, 3 stages, 4 blocks");
     }
   }

@@ -1,7 +1,10 @@
 // Attention of chunks of a prompt over paged keys, after FlashAttention-2 (Dao 2023): a block takes
 // a tile of query rows and walks over the keys that they see, with a softmax that is corrected as it
 // goes. A row is a token and a query head of one KV head (attention_plan.h).
+#include <algorithm>
+
 #include "attention_mma.cuh"
+#include "attention_parts.cuh"
 #include "attention_prefill.cuh"
 #include "e4m3.cuh"
 #include "launch.h"
@@ -345,13 +348,7 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
     return static_cast<T*>(a.out) + (firstRowOfQ + token) * a.outStride +
            (static_cast<int64_t>(kvHead) * a.group + r - token * a.group) * a.headDim;
   };
-  // A partial result: kRows x headStride sums, then kRows pairs of maximum (of exponents to base 2)
-  // and sum.
-  const int64_t partFloats = static_cast<int64_t>(kRows) * (a.headStride + 2);
-  const int maximaAt = kRows * a.headStride;
-  auto partialOf = [&](int part) {
-    return a.partials + (static_cast<int64_t>(item.slot + part) * a.kvHeads + kvHead) * partFloats;
-  };
+  const PrefillParts<kRows> parts(a, item.slot, kvHead);
 #pragma unroll
   for (int m = 0; m < kRowTiles; m++) {
 #pragma unroll
@@ -371,64 +368,31 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void prefillKernelOf(PrefillA
           }
         }
       } else {
-        float* to = partialOf(item.part);
+        float* to = parts.sumsOf(item.part, row);
 #pragma unroll
         for (int n = 0; n < 2 * kSteps; n++) {
           const int column = n * 8 + 2 * t;
           if (column < a.headStride) {
-            *reinterpret_cast<float2*>(to + row * a.headStride + column) =
+            *reinterpret_cast<float2*>(to + column) =
                 make_float2(o[m][n][2 * half], o[m][n][2 * half + 1]);
           }
         }
         if (t == 0) {
-          *reinterpret_cast<float2*>(to + maximaAt + 2 * row) =
-              make_float2(top[m][half] * a.scaleLog2, total);
+          *parts.weightOf(item.part, row) = make_float2(top[m][half] * a.scaleLog2, total);
         }
       }
     }
   }
   if (item.parts == 1) return;
 
-  // The last of the parts to arrive merges them all; the counter is 0 again then.
   __shared__ int isLast;
   __threadfence();
   __syncthreads();
-  if (thread == 0) {
-    int* counter = a.counters + item.slot * a.kvHeads + kvHead;
-    isLast = atomicAdd(counter, 1) == item.parts - 1;
-    if (isLast) *counter = 0;
-  }
+  if (thread == 0) isLast = parts.arrive(item.parts);
   __syncthreads();
   if (!isLast) return;
   __threadfence();
-  const int packs = a.headStride / 4;
-  for (int i = thread; i < rows * packs; i += kThreads) {
-    const int row = i / packs, column = (i - row * packs) * 4;
-    float4 acc = make_float4(0, 0, 0, 0);
-    float highest = -INFINITY, total = 0;
-#pragma unroll 4
-    for (int part = 0; part < item.parts; part++) {
-      const float* from = partialOf(part);
-      const float2 ml = __ldcg(reinterpret_cast<const float2*>(from + maximaAt + 2 * row));
-      const float4 v = __ldcg(reinterpret_cast<const float4*>(from + row * a.headStride + column));
-      const float newTop = fmaxf(highest, ml.x), offset = finiteOr0(newTop);
-      const float keep = exp2Fast(highest - offset), weight = exp2Fast(ml.x - offset);
-      acc.x = acc.x * keep + v.x * weight;
-      acc.y = acc.y * keep + v.y * weight;
-      acc.z = acc.z * keep + v.z * weight;
-      acc.w = acc.w * keep + v.w * weight;
-      total = total * keep + ml.y * weight;
-      highest = newTop;
-    }
-    const float inverse = 1.0f / total;
-    T* to = rowOfOut(row) + column;
-    if (column < a.headDim) {
-      *reinterpret_cast<uint32_t*>(to) = Half2<T>::pack(acc.x * inverse, acc.y * inverse);
-    }
-    if (column + 2 < a.headDim) {
-      *reinterpret_cast<uint32_t*>(to + 2) = Half2<T>::pack(acc.z * inverse, acc.w * inverse);
-    }
-  }
+  parts.template merge<T>(item.parts, rows, thread, kThreads, rowOfOut);
 }
 
 // kBlocks is how many blocks an SM of Hopper shall have room for.
@@ -436,8 +400,18 @@ template <typename T, bool kFp8, int kDim, int kWarps, int kRowTiles, int kKeys,
 PrefillKernel variantOf(const char* name) {
   constexpr int kRows = kWarps * kRowTiles * 16;
   constexpr bool kKeepQ = kRowTiles == 1 && kDim <= 128;
-  return {prefillKernelOf<T, kFp8, kDim, kWarps, kRowTiles, kKeys, kBlocks>, kWarps, kRows, kKeys,
-          size_t{(kFp8 ? 3 : 4) * kKeys + (kKeepQ ? 0 : kRows)} * kDim * 2, name};
+  constexpr size_t kSharedBytes = size_t{(kFp8 ? 3 : 4) * kKeys + (kKeepQ ? 0 : kRows)} * kDim * 2;
+  constexpr auto kernel = prefillKernelOf<T, kFp8, kDim, kWarps, kRowTiles, kKeys, kBlocks>;
+  const auto run = [](PrefillArgs a, int items, int, cudaStream_t stream) {
+    // Items in y: at most 65,535 a launch.
+    constexpr int kMaxItems = 65535;
+    for (int from = 0; from < items; from += kMaxItems) {
+      launch("attention prefill", kernel, dim3(a.kvHeads, std::min(kMaxItems, items - from)),
+             kWarps * 32, kSharedBytes, stream, a);
+      a.items += kMaxItems;
+    }
+  };
+  return {reinterpret_cast<const void*>(kernel), kWarps * 32, kRows, kKeys, kSharedBytes, name, run};
 }
 
 template <typename T, bool kFp8>
@@ -465,7 +439,7 @@ PrefillKernel pick(int dim, int variant) {
     }
   }
 #endif
-  return {nullptr, 0, 0, 0, 0, nullptr};
+  return {};
 }
 
 }  // namespace

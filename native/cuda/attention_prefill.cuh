@@ -1,4 +1,4 @@
-// What the launcher gives the prefill kernel, and the kernel's parameters for each head size.
+// What the launcher gives the prefill kernels, and their parameters for each head size.
 #pragma once
 #include "attention_plan.h"
 
@@ -22,13 +22,18 @@ struct PrefillArgs {
   float scaleLog2;
 };
 
+// A kernel of a list of alternatives; `0` is the product's choice (dev/attention.md has the times).
 struct PrefillKernel {
-  void (*function)(PrefillArgs);
-  int warps, rows, keys;  // rows of queries and keys of a tile
+  const void* function = nullptr;
+  int threads, rows, keys;  // of a block; of queries and of keys of a tile
   size_t sharedBytes;
-  const char* name;
+  const char* name = nullptr;
+  // For so many items; `resident` blocks run at a time.
+  void (*run)(PrefillArgs, int items, int resident, cudaStream_t);
 };
 // dim: 64, 128 or 256, at least headStride. function is null where there is no such variant.
 PrefillKernel prefillKernel(Elem elem, bool fp8, int dim, int variant);
+// By the products of Hopper (hopperAvailable), dim 64 or 128, keys and values as wide as `elem`.
+PrefillKernel hopperPrefillKernel(Elem elem, int dim, int variant);
 
 }  // namespace millrace::cuda

@@ -9,6 +9,8 @@ struct AttentionVariants {
   int decode = 0, prefill = 0;
 };
 
+constexpr int kAttentionVariants = 8;  // of each kind, at most
+
 #ifdef MILLRACE_ATTENTION_EXPERIMENTS
 inline AttentionVariants attentionVariants;
 // Of the kernels that `attentionVariants` chooses for the shape; null where there is none.

@@ -11,6 +11,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "hopper.h"
 #include "hopper_gemm.h"
 #include "launch.h"
 

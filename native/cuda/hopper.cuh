@@ -77,6 +77,12 @@ __device__ __forceinline__ void prefetchMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+// What this thread has written to shared memory comes before what copies and products do with it from
+// here on.
+__device__ __forceinline__ void fenceForAsync() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // ---------------------------------------------------------------- products (wgmma)
 
 // Describes rows of 128 bytes in shared memory, eight of them swizzled together as the copy engine's
@@ -85,6 +91,19 @@ __device__ __forceinline__ uint64_t rowsOf128Bytes(uint32_t address) {
   constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
   return uint64_t((address & 0x3FFFF) >> 4) | uint64_t(1) << 16 | kEightRows << 32 |
          kSwizzle128 << 62;
+}
+// Describes rows of k with N along them, as B of a product that turns it (kTurned): panels of 64
+// elements of N, `panelBytes` apart, each with a row of 128 bytes for every k, swizzled likewise. Eight
+// rows of a panel are the stride here, and panels the leading one (PTX ISA, "Strides").
+__device__ __forceinline__ uint64_t panelsOf128Bytes(uint32_t address, uint32_t panelBytes) {
+  constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
+  return uint64_t((address & 0x3FFFF) >> 4) | uint64_t(panelBytes >> 4) << 16 | kEightRows << 32 |
+         kSwizzle128 << 62;
+}
+// What lies `bytes` further on. The address does not leave its half of the descriptor.
+__device__ __forceinline__ uint64_t advanced(uint64_t descriptor, uint32_t bytes) {
+  const uint32_t low = static_cast<uint32_t>(descriptor) + (bytes >> 4);
+  return (descriptor >> 32) << 32 | low;
 }
 __device__ __forceinline__ void productsBegin() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -173,5 +192,32 @@ MR_PRODUCTS(64, MR_T3, "32", "33", "34", MR_O3)
 MR_PRODUCTS(128, MR_T7, "64", "65", "66", MR_O7)
 MR_PRODUCTS(192, MR_T11, "96", "97", "98", MR_O11)
 MR_PRODUCTS(256, MR_T15, "128", "129", "130", MR_O15)
+
+// d [64, N] (+)= A [64, 16] . B [N, 16]^T with A in registers, 16 rows a warp as in a fragment of
+// mma.m16n8k16; they stay as they are until the wait. kTurned: B is stored [16, N].
+template <class T, int N, bool kTurned>
+struct FragmentProducts;
+
+#define MR_FRAGMENT_WGMMA(SHAPE, TYPES, REGISTERS, A, B, P, TURNED, ...)                                \
+  asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" P ", 0;\n\t"                                  \
+               "wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES " {" REGISTERS "}, {" A "}, %" B     \
+               ", p, 1, 1, " TURNED ";\n\t}"                                                           \
+               : __VA_ARGS__                                                                            \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)))
+#define MR_FRAGMENT_PRODUCTS(N, TURNED, DIGIT, REGISTERS, A, B, P, ...)                                 \
+  template <class T>                                                                                    \
+  struct FragmentProducts<T, N, TURNED> {                                                               \
+    static __device__ __forceinline__ void add(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b,   \
+                                               bool accumulate) {                                       \
+      if constexpr (std::is_same_v<T, __nv_bfloat16>) {                                                 \
+        MR_FRAGMENT_WGMMA("m64n" #N "k16", "bf16.bf16", REGISTERS, A, B, P, DIGIT, __VA_ARGS__);        \
+      } else {                                                                                          \
+        MR_FRAGMENT_WGMMA("m64n" #N "k16", "f16.f16", REGISTERS, A, B, P, DIGIT, __VA_ARGS__);          \
+      }                                                                                                 \
+    }                                                                                                   \
+  };
+MR_FRAGMENT_PRODUCTS(64, true, "1", MR_T3, "%32, %33, %34, %35", "36", "37", MR_O3)
+MR_FRAGMENT_PRODUCTS(128, false, "0", MR_T7, "%64, %65, %66, %67", "68", "69", MR_O7)
+MR_FRAGMENT_PRODUCTS(128, true, "1", MR_T7, "%64, %65, %66, %67", "68", "69", MR_O7)
 
 }  // namespace millrace::cuda

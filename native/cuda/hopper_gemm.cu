@@ -7,13 +7,13 @@
 
 #include "elements.h"
 #include "hopper.cuh"
+#include "hopper.h"
 #include "launch.h"
 
 namespace millrace::cuda {
 namespace {
 
-// Bytes of k in a tile, the width of the swizzle.
-constexpr int kWidth = 128;
+constexpr int kWidth = kTileWidth;  // of k in a tile
 constexpr int kWarpgroup = 128;
 // Bytes of shared memory of an SM, and what of it the system takes for each block.
 constexpr int kSharedOfSm = 228 * 1024, kSharedOfBlock = 1024;
@@ -368,51 +368,6 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
 
 // ---------------------------------------------------------------- launching
 
-// Tells by its shared memory, without being launched, whether the code of sm_90a is what the device runs.
-__global__ void hopperProbe(int* out) {
-#if defined(MILLRACE_HOPPER)
-  __shared__ int seen[32];
-  seen[threadIdx.x] = out[threadIdx.x];
-  __syncthreads();
-  out[threadIdx.x] = seen[31 - threadIdx.x];
-#endif
-}
-
-decltype(&cuTensorMapEncodeTiled) encodeMap() {
-  static const auto function = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-#if CUDART_VERSION >= 12050
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
-                                           &result),
-          "cudaGetDriverEntryPointByVersion");
-#else
-    check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &result),
-          "cudaGetDriverEntryPoint");
-#endif
-    if (!found) throw CudaError("the driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
-  }();
-  return function;
-}
-
-// Tiles of `tileRows` x 128 bytes of `rows` x `columns` elements; zeros beyond them.
-CUtensorMap mapOf(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
-                  int64_t stride, int tileRows) {
-  CUtensorMap map;
-  const cuuint64_t sizes[2] = {cuuint64_t(columns), cuuint64_t(rows)};
-  const cuuint64_t strides[1] = {cuuint64_t(stride) * size};
-  const cuuint32_t box[2] = {cuuint32_t(kWidth / size), cuuint32_t(tileRows)}, steps[2] = {1, 1};
-  const CUresult result = encodeMap()(
-      &map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    throw CudaError("cuTensorMapEncodeTiled: error " + std::to_string(result));
-  }
-  return map;
-}
-
 int multiprocessors() {
   static const int count = [] {
     int device = 0, found = 0;
@@ -440,8 +395,8 @@ void launchTiles(const Product& product, const ProductCall& call, const HopperTi
   }();
   static_cast<void>(ready);
   const CUtensorMap weights =
-      mapOf(type, kSize, call.weight, product.k, product.n, product.k, C::kOutputs);
-  const CUtensorMap x = mapOf(type, kSize, call.x, product.k, rows, product.xStride, C::kRows);
+      tileMap(type, kSize, call.weight, product.k, product.n, product.k, C::kOutputs);
+  const CUtensorMap x = tileMap(type, kSize, call.x, product.k, rows, product.xStride, C::kRows);
   const int rowTiles = static_cast<int>(divideUp(rows, C::kRows));
   const int outputTiles = static_cast<int>(divideUp(product.n, C::kOutputs));
   const int steps = static_cast<int>(divideUp(product.k, C::kColumns));
@@ -499,20 +454,6 @@ std::string describe(const HopperTiles& tiles) {
   std::string text = std::to_string(tiles.outputs) + " x " + std::to_string(tiles.rows);
   if (tiles.splits > 1) text += ", k in " + std::to_string(tiles.splits);
   return text;
-}
-
-bool hopperAvailable() {
-  int device = 0, major = 0, minor = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  const auto read = [&](int& value, cudaDeviceAttr attribute) {
-    check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  };
-  read(major, cudaDevAttrComputeCapabilityMajor);
-  read(minor, cudaDevAttrComputeCapabilityMinor);
-  if (major != 9 || minor != 0) return false;
-  cudaFuncAttributes attributes;
-  check(cudaFuncGetAttributes(&attributes, hopperProbe), "cudaFuncGetAttributes");
-  return attributes.sharedSizeBytes > 0;
 }
 
 std::vector<HopperTiles> hopperTiles(const Product& product, int rows) {

@@ -18,8 +18,6 @@ std::string describe(const HopperTiles& tiles);
 // Most rows for which it is tried: beyond, the library's tiles are as good.
 constexpr int kHopperMaxRows = 512;
 
-// Whether the current device and this build have the kernel at all.
-bool hopperAvailable();
 // What is worth trying for a product of so many rows; empty if it cannot be done.
 std::vector<HopperTiles> hopperTiles(const Product& product, int rows);
 // Residual, bias and scales included. Any number of rows works with any tiles that were proposed.

@@ -78,6 +78,11 @@ __device__ __forceinline__ void copyAsync16Or0(uint32_t target, const void* sour
                "r"(wanted ? 16 : 0)
                : "memory");
 }
+__device__ __forceinline__ void copyAsync4Or0(uint32_t target, const void* source, bool wanted) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(target), "l"(source),
+               "r"(wanted ? 4 : 0)
+               : "memory");
+}
 __device__ __forceinline__ void copyAsyncCommit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

@@ -175,10 +175,13 @@ struct Step {
   }
 };
 
+// Of each token and head.
+using Expected = std::vector<std::vector<double>>;
+
 // The largest error of a head's row, relative to the row's largest expected value. Infinite if a
 // gap of the output was written or a number is missing.
 inline double errorOf(const Step& step, const std::vector<uint8_t>& out, int64_t outStride,
-                      int outRows, const std::vector<std::vector<double>>& expected) {
+                      int outRows, const Expected& expected) {
   const Layout& l = step.layout;
   std::mutex mutex;
   double worst = 0;
@@ -204,8 +207,34 @@ inline double errorOf(const Step& step, const std::vector<uint8_t>& out, int64_t
   return worst;
 }
 
-inline std::vector<std::vector<double>> expectedOf(const Step& step) {
-  std::vector<std::vector<double>> rows(size_t(step.batch.tokens()) * step.layout.heads);
+// The first of the results that are wrong, and how many there are.
+inline std::string firstWrong(const Step& step, const std::vector<uint8_t>& out, int64_t outStride,
+                              const Expected& expected, double bound) {
+  const Layout& l = step.layout;
+  int64_t wrong = 0;
+  std::string first;
+  for (int t = 0; t < step.batch.tokens(); t++) {
+    for (int h = 0; h < l.heads; h++) {
+      const std::vector<double>& want = expected[t * l.heads + h];
+      double largest = 0;
+      for (double x : want) largest = std::max(largest, std::abs(x));
+      for (int d = 0; d < l.headDim; d++) {
+        const double got = decode(l.elem, out.data(), t * outStride + h * l.headDim + d);
+        if (std::abs(got - want[d]) <= bound * largest) continue;
+        if (wrong++ == 0) {
+          first = "first wrong: token " + std::to_string(t) + " (sequence " +
+                  std::to_string(step.rowSeq[t]) + ", position " + std::to_string(step.positions[t]) +
+                  "), head " + std::to_string(h) + ", column " + std::to_string(d) + ": " +
+                  std::to_string(got) + ", expected " + std::to_string(want[d]);
+        }
+      }
+    }
+  }
+  return first + "; " + std::to_string(wrong) + " in all";
+}
+
+inline Expected expectedOf(const Step& step) {
+  Expected rows(size_t(step.batch.tokens()) * step.layout.heads);
   parallelFor(static_cast<int64_t>(rows.size()), [&](int64_t i) {
     rows[i] = step.expected(static_cast<int>(i / step.layout.heads),
                             static_cast<int>(i % step.layout.heads));
@@ -285,5 +314,10 @@ class Memory {
     check(cudaMemcpy(to.as(), from, bytes, cudaMemcpyDefault), "upload");
   }
 };
+
+inline Memory memoryFor(const Step& step, int64_t outStride) {
+  return Memory(step.shape, step.batch.tokens(), step.batch.seqs(), step.q.size(), step.keys.size(),
+                static_cast<int>(step.tables.size()), outStride);
+}
 
 }  // namespace attention_check

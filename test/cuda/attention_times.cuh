@@ -220,7 +220,7 @@ inline void timeExperiments() {
   for (const Timed& timed : timedShapes()) {
     const bool decodes = timed.batch.tokens() == timed.batch.seqs();
     if (timed.layout.headDim == 256 || timed.layout.elem == Elem::F16) continue;
-    for (int variant = 0; variant < 8; variant++) {
+    for (int variant = 0; variant < kAttentionVariants; variant++) {
       (decodes ? attentionVariants.decode : attentionVariants.prefill) = variant;
       const AttentionShape shape = timed.layout.shape();
       const char* name = decodes ? decodeVariantName(shape) : prefillVariantName(shape);

@@ -2,7 +2,7 @@
 //
 //   nvcc -std=c++17 -O3 -lineinfo --expt-relaxed-constexpr -Xcompiler -pthread \
 //     -DMILLRACE_ATTENTION_EXPERIMENTS -gencode arch=compute_90a,code=sm_90a -cudart static \
-//     -Inative/cuda test/cuda/check_attention.cu native/cuda/attention*.cu \
+//     -Inative/cuda test/cuda/check_attention.cu native/cuda/attention*.cu native/cuda/hopper.cu \
 //     native/cuda/attention_plan.cpp -o check_attention
 //
 //   check_attention [--plan] [--quick] [--only-times] [--time] [--experiments] [--overlap]
@@ -27,41 +27,75 @@ std::string nameOfLayout(const Layout& l) {
          std::to_string(l.blockSize) + (l.window ? " window " + std::to_string(l.window) : "");
 }
 
-// The plain kernel, then the fast ones three times: counters must have come back.
+void checkPlain(const std::string& name, const Step& step, const Expected& expected) {
+  const int64_t outStride = step.layout.heads * step.layout.headDim + 2;
+  Memory memory = memoryFor(step, outStride);
+  memory.upload(step, step.batch.seqs(), false);
+  attentionPlain(step.shape, memory.inputs(), memory.rowSeq.as<int>(), memory.positions.as<int>(),
+                 step.batch.tokens(), memory.kv(), memory.qMatrix(step.qStride), memory.outMatrix(),
+                 nullptr);
+  report("plain " + name,
+         errorOf(step, memory.out.download<uint8_t>(), outStride, step.batch.tokens(), expected),
+         boundOf(step.layout.elem));
+}
+
+void checkFast(const std::string& name, const Step& step, const Expected& expected, int64_t outStride) {
+  Memory memory = memoryFor(step, outStride);
+  const AttentionPlan plan = memory.upload(step, step.batch.seqs(), false);
+  double worst = 0;
+  bool same = true;
+  std::vector<uint8_t> first;
+  for (int repeat = 0; repeat < 3; repeat++) {
+    memory.clearOut();
+    attention(step.shape, plan, memory.inputs(), memory.kv(), memory.qMatrix(step.qStride),
+              memory.outMatrix(), nullptr);
+    const auto bytes = memory.out.download<uint8_t>();
+    worst = std::max(worst, errorOf(step, bytes, outStride, step.batch.tokens(), expected));
+    if (repeat == 0) first = bytes;
+    same = same && bytes == first;
+  }
+  const bool zero = memory.countersAreZero();
+  const double bound = boundOf(step.layout.elem);
+  report(name, same && zero ? worst : INFINITY, bound,
+         !zero ? "(counters are not 0)" : !same ? "(repeats differ)" : "");
+  if (!(worst <= bound)) {
+    std::printf("     %s\n", firstWrong(step, first, outStride, expected, bound).c_str());
+  }
+}
+
+// With each prefill kernel there is, where the step has chunks at all.
+template <class Check>
+void forPrefillVariants(const Step& step, Check check) {
+#ifdef MILLRACE_ATTENTION_EXPERIMENTS
+  if (step.batch.tokens() > step.batch.seqs()) {
+    for (int variant = 0; variant < kAttentionVariants; variant++) {
+      attentionVariants.prefill = variant;
+      const char* name = prefillVariantName(step.shape);
+      if (name) check(", prefill " + std::to_string(variant) + " (" + name + ")");
+    }
+    attentionVariants = {};
+    return;
+  }
+#endif
+  check("");
+}
+
+// The plain kernel, then every fast one three times: counters must have come back.
 void checkStep(const std::string& what, const Layout& layout, const Batch& batch, Trend trend = {}) {
   static uint64_t seed = 100;
   const std::string name = nameOfLayout(layout) + ", " + what;
   try {
     const Step step(layout, batch, seed += 10, 0, trend);
     const auto expected = expectedOf(step);
-    // Even, so that rows stay 4-byte aligned; not a multiple of 16 bytes.
-    const int64_t outStride = layout.heads * layout.headDim + 2;
-    Memory memory(step.shape, batch.tokens(), batch.seqs(), step.q.size(), step.keys.size(),
-                  static_cast<int>(step.tables.size()), outStride);
-    const AttentionPlan plan = memory.upload(step, batch.seqs(), false);
-    const auto result = [&] {
-      return errorOf(step, memory.out.download<uint8_t>(), outStride, batch.tokens(), expected);
-    };
-    attentionPlain(step.shape, memory.inputs(), memory.rowSeq.as<int>(),
-                   memory.positions.as<int>(), batch.tokens(), memory.kv(),
-                   memory.qMatrix(step.qStride), memory.outMatrix(), nullptr);
-    report("plain " + name, result(), boundOf(layout.elem));
+    checkPlain(name, step, expected);
     if (layout.elem == Elem::F32) return;
-    double worst = 0;
-    bool same = true;
-    std::vector<uint8_t> first;
-    for (int repeat = 0; repeat < 3; repeat++) {
-      memory.clearOut();
-      attention(step.shape, plan, memory.inputs(), memory.kv(), memory.qMatrix(step.qStride),
-                memory.outMatrix(), nullptr);
-      worst = std::max(worst, result());
-      const auto bytes = memory.out.download<uint8_t>();
-      if (repeat == 0) first = bytes;
-      same = same && bytes == first;
-    }
-    const bool zero = memory.countersAreZero();
-    report(name, same && zero ? worst : INFINITY, boundOf(layout.elem),
-           !zero ? "(counters are not 0)" : !same ? "(repeats differ)" : "");
+    forPrefillVariants(step, [&](const std::string& variant) {
+      // Rows of the output that are 4-byte aligned and no more, then 16-byte aligned as in a runner.
+      for (int gap : {2, 8}) {
+        checkFast(name + variant + (gap == 8 ? ", aligned" : ""), step, expected,
+                  layout.heads * layout.headDim + gap);
+      }
+    });
   } catch (const std::exception& error) {
     report(name, INFINITY, 0, error.what());
   }
@@ -163,11 +197,19 @@ void checkDecodes() {
   }
 }
 
+// Of 2, 3 .. tokens, at most `most` different lengths.
+Batch prompts(int count, int most) {
+  Batch batch;
+  for (int i = 0; i < count; i++) batch.add(2 + i % most, 2 + i % most);
+  return batch;
+}
+
 void checkQuick() {
   for (Elem elem : {Elem::BF16, Elem::F16}) {
     checkStep("decode", {elem, 8, 2, 128, 16, 0}, decodes({1, 37, 300}));
     checkStep("mixed", {elem, 4, 2, 64, 32, 0}, chunks({{1, 90}, {40, 70}, {3, 200}, {1, 1}}));
     checkStep("window", {elem, 4, 2, 24, 16, 21}, chunks({{1, 90}, {40, 70}, {1, 10}}));
+    checkStep("prefill", {elem, 4, 2, 128, 16, 0}, chunks({{130, 300}, {7, 520}}));
   }
   checkStep("mixed", {Elem::BF16, 2, 2, 256, 16, 0}, chunks({{1, 50}, {20, 41}}));
   checkStep("mixed", {Elem::F32, 4, 2, 24, 16, 9}, chunks({{1, 50}, {20, 41}}));
@@ -207,12 +249,20 @@ void checkAll() {
     checkStep("split prefill", {elem, 2, 1, 256, 16, 0}, chunks({{17, 2000}}));
     checkStep("split prefill", {elem, 4, 1, 128, 16, 1000}, chunks({{100, 4000}}));
     checkStep("prefill", {elem, 4, 2, 128, 16, 0}, chunks({{700, 700}, {256, 900}}));
+    // Around the borders of tiles of rows and keys, and prompts for several units a block.
+    const Batch borders = chunks({{127, 127}, {128, 128}, {129, 129}, {255, 255}, {256, 256}, {257, 257},
+                                  {2, 128}, {2, 129}, {3, 256}, {63, 257}, {64, 384}, {65, 385}});
+    for (int dim : {64, 128}) {
+      checkStep("borders", {elem, 2, 2, dim, 16, 0}, borders);
+      checkStep("borders", {elem, 4, 1, dim, 64, 130}, borders);
+      checkStep("borders", {elem, 3, 1, dim, 32, 100}, borders);
+      checkStep("700 prompts", {elem, 4, 2, dim, 16, 0}, prompts(700, 40));
+    }
+    checkStep("700 prompts", {elem, 4, 2, 80, 16, 30}, prompts(700, 40));
     Batch many;
     for (int i = 0; i < 300; i++) many.add(1, 1 + (i * 37) % 400);
     checkStep("300 decodes", {elem, 8, 2, 128, 16, 0}, many);
-    Batch prompts;
-    for (int i = 0; i < 60; i++) prompts.add(2 + i, 2 + i);
-    checkStep("60 prompts", {elem, 8, 2, 64, 16, 0}, prompts);
+    checkStep("60 prompts", {elem, 8, 2, 64, 16, 0}, prompts(60, 60));
     for (int dim : {16, 24, 50, 64, 80, 96, 128, 144, 256}) {
       checkStep("mixed", {elem, 4, 2, dim, 16, 0, true}, mixed);
       checkStep("mixed", {elem, 12, 2, dim, 32, 45, true}, mixed);
@@ -224,7 +274,7 @@ void checkAll() {
     checkStep("one long decode", {elem, 4, 2, 64, 32, 0, true}, decodes({20000}));
     checkStep("split prefill", {elem, 4, 1, 128, 16, 0, true}, chunks({{9, 6000}}));
     checkStep("300 decodes", {elem, 8, 2, 128, 16, 0, true}, many);
-    checkStep("60 prompts", {elem, 8, 2, 64, 16, 0, true}, prompts);
+    checkStep("60 prompts", {elem, 8, 2, 64, 16, 0, true}, prompts(60, 60));
   }
   for (int dim : {16, 24, 64, 128, 256}) {
     checkStep("mixed", {Elem::F32, 6, 2, dim, 16, dim == 64 ? 33 : 0}, mixed);

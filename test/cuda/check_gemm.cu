@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "fp8.h"
+#include "hopper.h"
 #include "hopper_gemm.h"
 #include "kernel_check.h"
 #include "launch.h"

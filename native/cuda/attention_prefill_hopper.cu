@@ -1,0 +1,543 @@
+// Attention of chunks of a prompt on Hopper, after FlashAttention-3 (Shah et al. 2024): one warp copies
+// tiles of keys and values, two warpgroups multiply 64 rows each. A warpgroup issues the scores of the
+// next tile before the weighted values of this one, and one computes its softmax while the other
+// multiplies. Blocks stay for all their units, so that the first tiles of one are copied while the last
+// of another is worked on. Rows and items are those of attention_prefill.cu.
+#include <algorithm>
+
+#include "attention_mma.cuh"
+#include "attention_parts.cuh"
+#include "attention_prefill.cuh"
+#include "hopper.cuh"
+#include "hopper.h"
+#include "launch.h"
+
+namespace millrace::cuda {
+
+namespace {
+
+[[maybe_unused]] constexpr unsigned kAll = 0xffffffffu;
+constexpr int kWarpgroup = 128;
+// The tokens of a copy: whatever the size of the cache's blocks, so many lie together.
+constexpr int kBox = 16;
+// Units that are described at a time, one by each lane.
+constexpr int kBatch = 32;
+
+// An item and a KV head.
+struct Unit {
+  int queryRow;       // of q and out: the first token of the sequence's chunk
+  int firstPosition;  // of that token
+  int rowBegin, rows;
+  int keyBegin, keyEnd;
+  int lowKey;  // the first that any row sees; memory before it may be another sequence's by now
+  int table;   // where its block ids begin
+  int kvHead;
+  int part, parts, slot;
+};
+static_assert(sizeof(Unit) % 16 == 0);
+
+// kTurns: warpgroups issue their products in turns.
+template <typename T_, int kDim_, int kKeys_, int kStages_, bool kTurns_>
+struct Config {
+  using T = T_;
+  static constexpr int kDim = kDim_, kKeys = kKeys_, kStages = kStages_, kWarpgroups = 2;
+  static constexpr bool kTurns = kTurns_;
+  static constexpr int kRows = 64 * kWarpgroups, kWarps = 4 * kWarpgroups;
+  static constexpr int kThreads = kWarpgroup * (kWarpgroups + 1);
+  // A tile of keys or values is panels of 64 columns, kKeys rows of 128 bytes each.
+  static constexpr int kPanels = kDim / 64, kPanelBytes = kKeys * kTileWidth;
+  static constexpr int kTileBytes = kPanels * kPanelBytes;
+  static constexpr int kRowBytes = kDim * 2;
+  static constexpr int kValuesAt = kStages * kTileBytes;
+  // Each warp's 16 rows of the next queries, and of results on their way out.
+  static constexpr int kQueriesAt = 2 * kStages * kTileBytes;
+  static constexpr int kResultsAt = kQueriesAt + kRows * kRowBytes;
+  static constexpr int kUnitsAt = kResultsAt + kRows * kRowBytes;
+  static constexpr int kBarriersAt = kUnitsAt + 2 * kBatch * sizeof(Unit);
+  static constexpr int kBarriers = 4 * kStages + 4;
+  static constexpr int kSharedBytes = kBarriersAt + 8 * kBarriers + 1024;  // alignment
+  static_assert(kKeys % kBox == 0 && kKeys / kBox <= 32, "a lane knows the place of each box");
+  static_assert((kStages & (kStages - 1)) == 0, "tiles are counted through");
+};
+
+template <class C>
+__device__ __forceinline__ Unit unitOf(const PrefillArgs& a, int number) {
+  const int index = number / a.kvHeads;
+  const PrefillItem item = a.items[index];
+  const int queryRow = __ldg(a.queryStart + item.seq);
+  const int length = __ldg(a.queryStart + item.seq + 1) - queryRow;
+  const int firstPosition = __ldg(a.contextLens + item.seq) - length;
+  const int lowKey =
+      a.window > 0 ? max(0, firstPosition + item.rowBegin / a.group - a.window + 1) : 0;
+  return {queryRow,
+          firstPosition,
+          item.rowBegin,
+          min(C::kRows, length * a.group - item.rowBegin),
+          item.keyBegin,
+          item.keyEnd,
+          lowKey,
+          __ldg(a.blockTableStart + item.seq),
+          number - index * a.kvHeads,
+          item.part,
+          item.parts,
+          item.slot};
+}
+
+// Of row `row` of a unit, in q or out.
+__device__ __forceinline__ int64_t rowOffset(const PrefillArgs& a, const Unit& unit, int row,
+                                             int64_t stride) {
+  const int r = unit.rowBegin + row, token = r / a.group;
+  return (unit.queryRow + token) * stride +
+         (static_cast<int64_t>(unit.kvHead) * a.group + r - token * a.group) * a.headDim;
+}
+
+template <int kThreads>
+__device__ __forceinline__ void syncSome(int barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+template <int kThreads>
+__device__ __forceinline__ void arriveSome(int barrier) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+
+// Numbers of barriers of some warps; of those with a warpgroup in mind, the first.
+enum { kBarrierOfConsumers = 1, kBarrierOfTurn = 2, kBarrierOfWarpgroup = 5 };
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, 1)
+    hopperPrefillKernelOf(const __grid_constant__ CUtensorMap keyMap,
+                          const __grid_constant__ CUtensorMap valueMap, PrefillArgs a, int units) {
+#if defined(MILLRACE_HOPPER)
+  using T = typename C::T;
+  constexpr int kKeys = C::kKeys, kRowBytes = C::kRowBytes;
+  constexpr uint32_t kStages = C::kStages;
+  extern __shared__ uint8_t raw[];
+  uint8_t* const shared = raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
+  const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  Unit* const described = reinterpret_cast<Unit*>(shared + C::kUnitsAt);
+  const uint32_t barriers = base + C::kBarriersAt;
+  const uint32_t keysFull = barriers, keysEmpty = keysFull + 8 * kStages;
+  const uint32_t valuesFull = keysEmpty + 8 * kStages, valuesEmpty = valuesFull + 8 * kStages;
+  const uint32_t unitsFull = valuesEmpty + 8 * kStages, unitsEmpty = unitsFull + 16;
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    for (uint32_t i = 0; i < kStages; i++) {
+      barrierInit(keysFull + 8 * i, 1);
+      barrierInit(keysEmpty + 8 * i, C::kWarps);
+      barrierInit(valuesFull + 8 * i, 1);
+      barrierInit(valuesEmpty + 8 * i, C::kWarps);
+    }
+    for (int i = 0; i < 2; i++) {
+      barrierInit(unitsFull + 8 * i, kBatch);
+      barrierInit(unitsEmpty + 8 * i, C::kWarps + 1);
+    }
+    barrierInitFence();
+  }
+  __syncthreads();
+
+  // Units come longest first. Every other round over the blocks goes backwards, so that no block gets
+  // the longest of each.
+  const int blocks = gridDim.x, block = blockIdx.x;
+  const auto numberOf = [&](int round) {
+    return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+  };
+  const auto exists = [&](int round) { return numberOf(round) < units; };
+  // The unit of a round. Whoever asks for the first of a batch waits until it is described.
+  const auto unitAt = [&](int round) -> const Unit& {
+    if (round % kBatch == 0) {
+      barrierWait(unitsFull + 8 * (round / kBatch % 2), round / (2 * kBatch) % 2);
+    }
+    return described[round % (2 * kBatch)];
+  };
+  // By one lane of each warp that has asked.
+  const auto releaseUnit = [&](int round) {
+    if (round % kBatch == kBatch - 1) barrierArrive(unitsEmpty + 8 * (round / kBatch % 2));
+  };
+
+  if (warp >= C::kWarps) {
+    giveRegisters<40>();
+    if (warp == C::kWarps + 1) {
+      // Describes units: the plan, the lengths and the block ids come with the step, not from a kernel.
+      for (int first = 0; exists(first); first += kBatch) {
+        const int batch = first / kBatch, round = first + lane;
+        if (batch >= 2) barrierWait(unitsEmpty + 8 * (batch % 2), (batch / 2 - 1) % 2);
+        if (exists(round)) described[round % (2 * kBatch)] = unitOf<C>(a, numberOf(round));
+        barrierArrive(unitsFull + 8 * (batch % 2));
+      }
+    } else if (warp == C::kWarps) {
+      constexpr int kBoxes = kKeys / kBox, kBoxBytes = kBox * kTileWidth;
+      if (lane == 0) {
+        prefetchMap(&keyMap);
+        prefetchMap(&valueMap);
+      }
+      // Each lane knows the place of one box. Those that no row sees are none of the map's rows: zeros.
+      const auto wanted = [&](const Unit& unit, int key) {
+        return lane < kBoxes && key < unit.keyEnd && key + kBox > unit.lowKey;
+      };
+      const auto blockIdOf = [&](const Unit& unit, int key) {
+        return wanted(unit, key) ? __ldg(a.blockTables + unit.table + key / kBox / a.blockTiles) : 0;
+      };
+      int round = 0, key = unitAt(0).keyBegin + lane * kBox;
+      int id = blockIdOf(described[0], key);
+      waitForPrevious();
+      for (uint32_t tile = 0; exists(round); tile++) {
+        const Unit& unit = described[round % (2 * kBatch)];
+        const int place =
+            wanted(unit, key)
+                ? ((id * a.kvHeads + unit.kvHead) * a.blockTiles + key / kBox % a.blockTiles) * kBox
+                : -kBox;
+        const int endOfTile = key - lane * kBox + kKeys;
+        const bool last = endOfTile >= unit.keyEnd;
+        // The id for the next tile arrives while this one is copied.
+        const int nextRound = round + last;
+        if (exists(nextRound)) {
+          const Unit& next = last ? unitAt(nextRound) : unit;
+          key = (last ? next.keyBegin : endOfTile) + lane * kBox;
+          id = blockIdOf(next, key);
+        }
+        int rows[kBoxes];
+#pragma unroll
+        for (int box = 0; box < kBoxes; box++) rows[box] = __shfl_sync(kAll, place, box);
+        const uint32_t stage = tile % kStages;
+        const auto copy = [&](const CUtensorMap& map, uint32_t to, uint32_t full, uint32_t empty) {
+          if (tile >= kStages) barrierWait(empty + 8 * stage, (tile / kStages - 1) % 2);
+          if (lane == 0) {
+            barrierExpect(full + 8 * stage, C::kTileBytes);
+#pragma unroll
+            for (int box = 0; box < kBoxes; box++) {
+#pragma unroll
+              for (int panel = 0; panel < C::kPanels; panel++) {
+                copyTile(to + stage * C::kTileBytes + panel * C::kPanelBytes + box * kBoxBytes, &map,
+                         panel * 64, rows[box], full + 8 * stage);
+              }
+            }
+          }
+          __syncwarp();
+        };
+        copy(keyMap, base, keysFull, keysEmpty);
+        copy(valueMap, base + C::kValuesAt, valuesFull, valuesEmpty);
+        if (last && lane == 0) releaseUnit(round);
+        round = nextRound;
+      }
+    }
+    return;
+  }
+
+  takeRegisters<232>();
+  waitForPrevious();
+  constexpr int kSteps = C::kDim / 16, kKeySteps = kKeys / 16;
+  constexpr int kChunks = C::kDim / 8, kRowsAtOnce = 32 / kChunks;  // of 16 bytes a lane
+  const int g = lane / 4, t = lane % 4, warpgroup = warp / 4;
+  const int warpRow = warp * 16;
+  const uint32_t queries = base + C::kQueriesAt + warpRow * kRowBytes;
+  const uint32_t results = base + C::kResultsAt + warpRow * kRowBytes;
+  const int copyRow = lane / kChunks, copyChunk = lane % kChunks;
+  const auto isWide = [&](const void* data, int64_t stride) {
+    return ((reinterpret_cast<uintptr_t>(data) | stride * 2 | a.headDim * 2) & 15) == 0;
+  };
+
+  // The warp's rows of the queries of a round.
+  const auto copyQueries = [&](int round) {
+    const Unit& unit = unitAt(round);
+    // Lane r knows where row r % 16 lies.
+    const int64_t offset =
+        rowOffset(a, unit, min(warpRow + lane % 16, unit.rows - 1), a.qStride);
+    const bool wide = isWide(a.q, a.qStride);
+#pragma unroll
+    for (int i = 0; i < 16; i += kRowsAtOnce) {
+      const int row = i + copyRow, column = copyChunk * 8;
+      const T* from = static_cast<const T*>(a.q) + __shfl_sync(kAll, offset, row) + column;
+      const uint32_t to = queries + swizzled<kRowBytes>(row, copyChunk);
+      const bool real = warpRow + row < unit.rows;
+      if (wide) {
+        copyAsync16Or0(to, from, real && column < a.headDim);
+      } else {
+        // Rows are 4-byte aligned at least: head sizes are even.
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          copyAsync4Or0(to + 4 * j, from + 2 * j, real && column + 2 * j < a.headDim);
+        }
+      }
+    }
+    copyAsyncCommit();
+  };
+
+  // Values of keys that no row sees may be anything, and 0 times infinity is not 0: in a box of which
+  // some are seen they become zeros. Every warpgroup does it, as none waits for the other.
+  const auto mendValues = [&](const Unit& unit, int key0, uint32_t values) {
+    const int low = unit.lowKey - key0, high = unit.keyEnd - key0;
+    const bool atLow = low > 0 && low < kKeys && low % kBox != 0;
+    const bool atHigh = high < kKeys && high % kBox != 0;
+    if (!atLow && !atHigh) return;
+    const auto clear = [&](int begin, int end) {
+#pragma unroll 1
+      for (int i = begin * kChunks + static_cast<int>(threadIdx.x) % kWarpgroup; i < end * kChunks;
+           i += kWarpgroup) {
+        const int row = i / kChunks, chunk = i % kChunks;  // a whole row: in any order
+        asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(
+                         values + chunk / 8 * C::kPanelBytes + row * kTileWidth + chunk % 8 * 16),
+                     "r"(0)
+                     : "memory");
+      }
+    };
+    if (atLow) clear(low / kBox * kBox, low);
+    if (atHigh) clear(high, (high + kBox - 1) / kBox * kBox);
+    fenceForAsync();
+    syncSome<kWarpgroup>(kBarrierOfWarpgroup + warpgroup);
+  };
+  const auto release = [&](uint32_t empty, uint32_t tile) {
+    if (lane == 0) barrierArrive(empty + 8 * (tile % kStages));
+  };
+  const auto waitFor = [&](uint32_t full, uint32_t tile) {
+    barrierWait(full + 8 * (tile % kStages), tile / kStages % 2);
+  };
+
+  float s[kKeys / 2], o[C::kDim / 2];
+  uint32_t q[kSteps][4], p[kKeySteps][4];
+  const auto multiplyKeys = [&](uint32_t tile) {
+    const uint64_t keys = rowsOf128Bytes(base + tile % kStages * C::kTileBytes);
+#pragma unroll
+    for (int k = 0; k < kSteps; k++) {  // 16 columns on
+      FragmentProducts<T, kKeys, false>::add(
+          s, q[k], advanced(keys, k / 4 * C::kPanelBytes + k % 4 * 32), k > 0);
+    }
+    productsCommit();
+  };
+  const auto multiplyValues = [&](uint32_t tile, bool more) {
+    const uint64_t values = panelsOf128Bytes(base + C::kValuesAt + tile % kStages * C::kTileBytes,
+                                             C::kPanelBytes);
+#pragma unroll
+    for (int k = 0; k < kKeySteps; k++) {  // 16 rows on
+      FragmentProducts<T, C::kDim, true>::add(o, p[k], advanced(values, k * 16 * kTileWidth),
+                                              more || k > 0);
+    }
+    productsCommit();
+  };
+
+  if constexpr (C::kTurns) {
+    if (warpgroup == C::kWarpgroups - 1) arriveSome<2 * kWarpgroup>(kBarrierOfTurn);
+  }
+  copyQueries(0);
+  uint32_t tile = 0;  // of all that this block works on
+  for (int round = 0; exists(round); round++) {
+    const Unit& unit = described[round % (2 * kBatch)];
+    copyAsyncWait<0>();
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < kSteps; k++) {
+      ldmatrix4(q[k], (queries + laneOfValues<kRowBytes>(lane)) ^ (k << 5));
+    }
+    __syncwarp();
+    if (exists(round + 1)) copyQueries(round + 1);
+
+    // Of the rows g and g + 8; rows past the end see what the last sees.
+    const int ofLane =
+        unit.firstPosition +
+        (unit.rowBegin + min(warpRow + lane % 16, unit.rows - 1)) / a.group;
+    const int position[2] = {__shfl_sync(kAll, ofLane, g), __shfl_sync(kAll, ofLane, g + 8)};
+    const int lowPosition = __shfl_sync(kAll, ofLane, 0);
+    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+
+    // Turns the scores of keys from key0 on into weights. keep: the factor of what was summed before.
+    const auto weigh = [&](int key0, float (&keep)[2]) {
+      // The last row's window begins less than a tile of rows after the first one's.
+      if (key0 + kKeys - 1 > lowPosition || (a.window > 0 && key0 < unit.lowKey + C::kRows)) {
+#pragma unroll
+        for (int i = 0; i < kKeys / 2; i++) {
+          const int key = key0 + i / 4 * 8 + 2 * t + i % 2, at = position[i / 2 % 2];
+          if (key > at || (a.window > 0 && key <= at - a.window)) s[i] = -INFINITY;
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float newTop = top[half];
+#pragma unroll
+        for (int i = 2 * half; i < kKeys / 2; i += 4) newTop = fmaxf(newTop, fmaxf(s[i], s[i + 1]));
+        newTop = quadMax(newTop);
+        // Rounded, so that it is exactly 1 where the maximum stays, and nothing has to be corrected.
+        const float offset = __fmul_rn(finiteOr0(newTop), a.scaleLog2);
+        keep[half] = exp2Fast(__fmul_rn(top[half], a.scaleLog2) - offset);
+        top[half] = newTop;
+        float more = 0;
+#pragma unroll
+        for (int i = 2 * half; i < kKeys / 2; i += 4) {
+#pragma unroll
+          for (int j = i; j < i + 2; j++) {
+            s[j] = exp2Fast(fmaf(s[j], a.scaleLog2, -offset));
+            more += s[j];
+          }
+        }
+        sum[half] = sum[half] * keep[half] + more;
+      }
+    };
+    const auto packWeights = [&] {
+#pragma unroll
+      for (int k = 0; k < kKeySteps; k++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) p[k][i] = Half2<T>::pack(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+      }
+    };
+
+    float keep[2];
+    int key0 = unit.keyBegin;
+    waitFor(keysFull, tile);
+    productsBegin();
+    multiplyKeys(tile);
+    productsWait<0>();
+    holdRegisters(s);
+    release(keysEmpty, tile);
+    weigh(key0, keep);
+    packWeights();
+    waitFor(valuesFull, tile);
+    for (bool more = false; key0 + kKeys < unit.keyEnd; more = true) {
+      mendValues(unit, key0, base + C::kValuesAt + tile % kStages * C::kTileBytes);
+      waitFor(keysFull, tile + 1);
+      if constexpr (C::kTurns) syncSome<2 * kWarpgroup>(kBarrierOfTurn + warpgroup);
+      productsBegin();
+      multiplyKeys(tile + 1);
+      multiplyValues(tile, more);
+      if constexpr (C::kTurns) {
+        arriveSome<2 * kWarpgroup>(kBarrierOfTurn + (warpgroup + 1) % C::kWarpgroups);
+      }
+      productsWait<1>();
+      holdRegisters(s);
+      release(keysEmpty, tile + 1);
+      key0 += kKeys;
+      weigh(key0, keep);
+      holdRegisters(s);
+      // Here and not in the next round: ptxas moves no wait for products above a loop, but else above the
+      // softmax that is to run beside them.
+      waitFor(valuesFull, tile + 1);
+      productsWait<0>();
+      holdRegisters(o);
+      release(valuesEmpty, tile);
+      tile++;
+      if (__any_sync(kAll, keep[0] != 1.0f || keep[1] != 1.0f)) {
+#pragma unroll
+        for (int i = 0; i < C::kDim / 2; i++) o[i] *= keep[i / 2 % 2];
+      }
+      packWeights();
+    }
+    mendValues(unit, key0, base + C::kValuesAt + tile % kStages * C::kTileBytes);
+    productsBegin();
+    multiplyValues(tile, key0 != unit.keyBegin);
+    productsWait<0>();
+    holdRegisters(o);
+    release(valuesEmpty, tile);
+    tile++;
+
+    sum[0] = quadSum(sum[0]);
+    sum[1] = quadSum(sum[1]);
+    if (unit.parts == 1) {
+      // Through shared memory, so that a row is written 16 bytes at a time.
+      const float inverse[2] = {1.0f / sum[0], 1.0f / sum[1]};
+#pragma unroll
+      for (int i = 0; i < C::kDim / 2; i += 2) {
+        const int half = i / 2 % 2;
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(
+                         results + swizzled<kRowBytes>(g + 8 * half, i / 4) + 4 * t),
+                     "r"(Half2<T>::pack(o[i] * inverse[half], o[i + 1] * inverse[half]))
+                     : "memory");
+      }
+      const int64_t offset =
+          rowOffset(a, unit, min(warpRow + lane % 16, unit.rows - 1), a.outStride);
+      const bool wide = isWide(a.out, a.outStride);
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < 16; i += kRowsAtOnce) {
+        const int row = i + copyRow, column = copyChunk * 8;
+        T* to = static_cast<T*>(a.out) + __shfl_sync(kAll, offset, row) + column;
+        uint32_t words[4];
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                     : "r"(results + swizzled<kRowBytes>(row, copyChunk))
+                     : "memory");
+        if (warpRow + row >= unit.rows) continue;
+        if (wide) {
+          if (column < a.headDim) {
+            *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+          }
+        } else {
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+            if (column + 2 * j < a.headDim) reinterpret_cast<uint32_t*>(to)[j] = words[j];
+          }
+        }
+      }
+    } else {
+      const PrefillParts<C::kRows> parts(a, unit.slot, unit.kvHead);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int row = warpRow + g + 8 * half;
+        if (row >= unit.rows) continue;
+        float* to = parts.sumsOf(unit.part, row);
+#pragma unroll
+        for (int i = 2 * half; i < C::kDim / 2; i += 4) {
+          const int column = i / 4 * 8 + 2 * t;
+          if (column < a.headStride) {
+            *reinterpret_cast<float2*>(to + column) = make_float2(o[i], o[i + 1]);
+          }
+        }
+        if (t == 0) *parts.weightOf(unit.part, row) = make_float2(top[half] * a.scaleLog2, sum[half]);
+      }
+      constexpr int kConsumers = C::kWarps * 32;
+      __shared__ int isLast;
+      __threadfence();
+      syncSome<kConsumers>(kBarrierOfConsumers);
+      if (threadIdx.x == 0) isLast = parts.arrive(unit.parts);
+      syncSome<kConsumers>(kBarrierOfConsumers);
+      if (isLast) {
+        __threadfence();
+        parts.template merge<T>(unit.parts, unit.rows, threadIdx.x, kConsumers, [&](int row) {
+          return static_cast<T*>(a.out) + rowOffset(a, unit, row, a.outStride);
+        });
+      }
+    }
+    __syncwarp();
+    if (lane == 0) releaseUnit(round);
+  }
+#endif
+}
+
+template <class C>
+PrefillKernel variantOf(const char* name) {
+  constexpr auto kernel = hopperPrefillKernelOf<C>;
+  const auto run = [](PrefillArgs a, int items, int resident, cudaStream_t stream) {
+    constexpr CUtensorMapDataType type = std::is_same_v<typename C::T, __half>
+                                             ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                             : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    // Rows without end: what is read is known by the block ids.
+    const auto mapOf = [&](const void* data) {
+      return tileMap(type, 2, data, a.headStride, INT32_MAX, a.headStride, kBox);
+    };
+    const int units = items * a.kvHeads;
+    launch("attention prefill", kernel, dim3(std::min(units, resident)), C::kThreads, C::kSharedBytes,
+           stream, mapOf(a.keys), mapOf(a.values), a, units);
+  };
+  return {reinterpret_cast<const void*>(kernel), C::kThreads, C::kRows, C::kKeys, C::kSharedBytes, name,
+          run};
+}
+
+template <typename T>
+PrefillKernel pick(int dim, int variant) {
+  if (variant == 0) {
+    if (dim == 64) return variantOf<Config<T, 64, 128, 2, true>>("wgmma, 128 keys, in turns");
+    return variantOf<Config<T, 128, 128, 2, true>>("wgmma, 128 keys, in turns");
+  }
+#ifdef MILLRACE_ATTENTION_EXPERIMENTS
+  if (variant == 1) {
+    if (dim == 64) return variantOf<Config<T, 64, 128, 2, false>>("wgmma, 128 keys");
+    return variantOf<Config<T, 128, 128, 2, false>>("wgmma, 128 keys");
+  }
+#endif
+  return {};
+}
+
+}  // namespace
+
+PrefillKernel hopperPrefillKernel(Elem elem, int dim, int variant) {
+  return elem == Elem::BF16 ? pick<__nv_bfloat16>(dim, variant) : pick<__half>(dim, variant);
+}
+
+}  // namespace millrace::cuda

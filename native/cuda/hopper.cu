@@ -1,0 +1,72 @@
+#include "hopper.h"
+
+#include <string>
+
+#include "check.h"
+#include "hopper.cuh"
+
+namespace millrace::cuda {
+namespace {
+
+// Tells by its shared memory, without being launched, whether the code of sm_90a is what the device runs.
+__global__ void hopperProbe(int* out) {
+#if defined(MILLRACE_HOPPER)
+  __shared__ int seen[32];
+  seen[threadIdx.x] = out[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = seen[31 - threadIdx.x];
+#endif
+}
+
+decltype(&cuTensorMapEncodeTiled) encodeMap() {
+  static const auto function = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+#if CUDART_VERSION >= 12050
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+                                           &result),
+          "cudaGetDriverEntryPointByVersion");
+#else
+    check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &result),
+          "cudaGetDriverEntryPoint");
+#endif
+    if (!found) throw CudaError("the driver has no cuTensorMapEncodeTiled");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+  }();
+  return function;
+}
+
+}  // namespace
+
+bool hopperAvailable() {
+  int device = 0, major = 0, minor = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const auto read = [&](int& value, cudaDeviceAttr attribute) {
+    check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  };
+  read(major, cudaDevAttrComputeCapabilityMajor);
+  read(minor, cudaDevAttrComputeCapabilityMinor);
+  if (major != 9 || minor != 0) return false;
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, hopperProbe), "cudaFuncGetAttributes");
+  return attributes.sharedSizeBytes > 0;
+}
+
+CUtensorMap tileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
+                    int64_t stride, int tileRows) {
+  CUtensorMap map;
+  const cuuint64_t sizes[2] = {cuuint64_t(columns), cuuint64_t(rows)};
+  const cuuint64_t strides[1] = {cuuint64_t(stride) * size};
+  const cuuint32_t box[2] = {cuuint32_t(kTileWidth / size), cuuint32_t(tileRows)};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUresult result = encodeMap()(
+      &map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    throw CudaError("cuTensorMapEncodeTiled: error " + std::to_string(result));
+  }
+  return map;
+}
+
+}  // namespace millrace::cuda

@@ -1,0 +1,20 @@
+// The host's side of what only Hopper has: whether it is there, and the maps its copy engine reads.
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace millrace::cuda {
+
+// Whether the current device is a Hopper and this build has the code of sm_90a for it.
+bool hopperAvailable();
+
+// Bytes of a row of a tile, the width of the swizzle.
+constexpr int kTileWidth = 128;
+
+// Tiles of `tileRows` x 128 bytes of `rows` x `columns` elements of `size` bytes, `stride` elements from
+// row to row; zeros beyond them. In shared memory they have the 128-byte swizzle.
+CUtensorMap tileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
+                    int64_t stride, int tileRows);
+
+}  // namespace millrace::cuda
