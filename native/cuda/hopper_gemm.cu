@@ -463,15 +463,13 @@ std::vector<HopperTiles> hopperTiles(const Product& product, int rows) {
                        product.xStride * size % 16 == 0 && product.residualStride % 8 == 0 &&
                        product.outStride % 8 == 0;
   if (product.elem == Elem::F32 || !aligned || rows > kHopperMaxRows) return list;
-  std::vector<int> rowTiles;
-  for (int each : {16, 32, 64, 128, 192, 256}) {
-    // The least that holds all rows, and halves of many.
-    if (each >= rows || (rows > 128 && each >= 128)) rowTiles.push_back(each);
-    if (each >= rows) break;
-  }
   const int steps = static_cast<int>(divideUp(product.k * size, kWidth));
-  for (int tile : rowTiles) {
+  for (int tile : {16, 32, 64, 128, 192, 256}) {
+    if (tile < 128 && tile * 4 < rows) continue;
     for (int outputs : {64, 128, 256}) {
+      const bool fills = divideUp(product.n, outputs) >= multiprocessors();
+      // Fewer rows than there are, where that makes blocks for more SMs: an SM takes in less of x.
+      if (tile < std::min(rows, 128) && fills) continue;
       for (int splits : {1, 2, 4, 8}) {
         const HopperTiles tiles = {outputs, tile, splits};
         // Short parts are all ramp, and what has blocks for every SM need not be split.
@@ -482,6 +480,7 @@ std::vector<HopperTiles> hopperTiles(const Product& product, int rows) {
         if (withConfig(product, tiles, look) && (splits == 1 || canSplit)) list.push_back(tiles);
       }
     }
+    if (tile >= rows) break;
   }
   return list;
 }

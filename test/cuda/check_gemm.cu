@@ -239,7 +239,8 @@ void timeProduct(const char* what, int n, int k, bool fp8, bool floatOut,
   }
 }
 
-void timeAll(bool norms) {
+// `only`: the start of the names of the products, such as "0.6B".
+void timeAll(bool norms, const std::string& only) {
   overlapLaunches = norms && launchesCanOverlap();
   const Device workspace(Gemm::kWorkspaceBytes);
   Gemm library({"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"}, workspace.as(), false);
@@ -258,12 +259,15 @@ void timeAll(bool norms) {
                            {"1B down", 2048, 8192},         {"0.6B qkv", 4096, 1024},
                            {"0.6B o", 1024, 2048},          {"0.6B gate_up", 6144, 1024},
                            {"0.6B down", 1024, 3072}};
+  const auto wanted = [&](const std::string& name) { return name.compare(0, only.size(), only) == 0; };
   for (const bool fp8 : {true, false}) {
     for (const auto& [name, n, k, floatOut] : layer) {
+      if (!wanted(name)) continue;
       timeProduct(name, n, k, fp8, floatOut, rows, library, norms);
     }
   }
   for (const auto& [name, n, k, floatOut] : others) {
+    if (!wanted(name)) continue;
     timeProduct(name, n, k, false, floatOut, some, library, norms);
   }
 }
@@ -272,10 +276,12 @@ void timeAll(bool norms) {
 
 int main(int count, char** arguments) {
   bool quick = false, times = false, norms = false;
+  std::string only;
   for (int i = 1; i < count; i++) {
     const std::string argument = arguments[i];
     if (argument == "--quick") quick = true;
     else if (argument == "--time") times = true;
+    else if (argument == "--only" && i + 1 < count) only = arguments[++i];
     else if (argument == "--norms") norms = true;  // each product behind a norm, launches overlap
     else return std::printf("unknown argument %s\n", argument.c_str()), 2;
   }
@@ -284,7 +290,7 @@ int main(int count, char** arguments) {
       std::printf("no Hopper GPU, or not built for sm_90a: nothing to check\n0 passed, 0 failed\n");
       return 0;
     }
-    times ? timeAll(norms) : checkAll(quick);
+    times ? timeAll(norms, only) : checkAll(quick);
   } catch (const std::exception& error) {
     report("stopped", INFINITY, 0, error.what());
   }
