@@ -60,8 +60,9 @@ export class EngineCore {
   #started: number[] = [];
   #arrivals = 0;
   #steps = 0;
-  /** Of the current call of `step`: tokens computed, time spent on schedules and on batches. */
+  /** Since the last report: tokens computed, time spent in all, on schedules and on batches. */
   #stepTokens = 0;
+  #begunMs = 0;
   #scheduleMs = 0;
   #buildMs = 0;
 
@@ -141,15 +142,24 @@ export class EngineCore {
   }
 
   /**
+   * Starts a step if none is on its way and the next one is made before its result is there. Whoever
+   * calls this before `step` gives requests of a burst the time to come for that next step: it would
+   * else be made at once, of the few that came first. False if there is nothing to do but `step`.
+   */
+  begin(): boolean {
+    if (!this.#pipeline.overlaps || !this.#pipeline.isEmpty) return false;
+    const start = now();
+    const begun = this.#startNext();
+    this.#begunMs += now() - start;
+    return begun;
+  }
+
+  /**
    * One iteration: the result of one step. Whatever the runner thinks of a batch, every sequence in
    * it goes on or ends with an error. Throws if the device is lost; then the core is of no use.
    */
   step(): StepOutput {
-    const start = now();
-    this.#stepTokens = 0;
-    this.#scheduleMs = 0;
-    this.#buildMs = 0;
-    this.#pipeline.runMs = 0;
+    const start = now() - this.#begunMs;
     while (!this.#pipeline.isFull && this.#startNext());
     if (!this.#pipeline.isEmpty) this.#finishOldest();
     const stepMs = now() - start;
@@ -163,6 +173,8 @@ export class EngineCore {
     };
     const started = this.#started;
     this.#started = [];
+    this.#stepTokens = this.#begunMs = this.#scheduleMs = this.#buildMs = 0;
+    this.#pipeline.runMs = 0;
     return { ...this.#writer.take(), started, report };
   }
 

@@ -16,10 +16,13 @@ export function serveEngine(port: MessagePort, core: EngineCore, onClose: () => 
   const step = (): void => {
     scheduled = false;
     if (!core.hasWork) return;
-    const output = core.step();
-    port.postMessage({ type: 'step', output } satisfies Report, [
-      output.deltas.buffer as ArrayBuffer,
-    ]);
+    // Messages that are there by now are read before the second step of a burst is made.
+    if (!core.begin()) {
+      const output = core.step();
+      port.postMessage({ type: 'step', output } satisfies Report, [
+        output.deltas.buffer as ArrayBuffer,
+      ]);
+    }
     wake();
   };
   /** The timer runs from the first of a batch on, however many come after it. */

@@ -37,6 +37,11 @@ export class StepPipeline {
     }
   }
 
+  /** Whether a step is submitted before the result of the one before it is collected. */
+  get overlaps(): boolean {
+    return this.#depth > 1;
+  }
+
   get isEmpty(): boolean {
     return this.#inFlight.length === 0;
   }

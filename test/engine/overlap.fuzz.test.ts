@@ -62,6 +62,8 @@ function run(seed: number, overlap: boolean) {
   const arrivals = plan(below, next, driver.options.maxModelLen, maxNumSeqs);
   const cut = new Map<string, number>();
   for (let at = 0; arrivals.length > 0 || driver.core.hasWork; at++) {
+    // Others come while it runs.
+    if (at % 2 === 0) driver.core.begin();
     while (arrivals.length > 0 && arrivals[0].step <= at) {
       const { prompt, params, cut: wanted } = arrivals.shift()!;
       const handle = driver.add(prompt, params);

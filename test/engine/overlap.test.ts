@@ -49,6 +49,32 @@ test('Every step but the first and last is submitted while another runs, and a c
   assert.deepEqual(driver.choice(handle).tokens, expected(PROMPT, LONG));
 });
 
+test('Requests that come while the first step runs are in the second, if that is begun by itself', () => {
+  const driver = overlapping();
+  const first = driver.add(PROMPT, LONG);
+  assert.equal(driver.core.begin(), true);
+  assert.equal(driver.core.begin(), false, 'one is on its way');
+  const others = [1, 2, 3].map((n) => driver.add(PROMPT.slice(n), LONG));
+  const { report } = driver.step();
+  assert.equal(report.tokens, 20);
+  assert.ok(report.scheduleMs > 0 && report.stepMs >= report.scheduleMs + report.buildMs);
+  assert.equal(driver.step().report.tokens, 1 + 19 + 18 + 17);
+  driver.run();
+  assert.deepEqual(driver.choice(first).tokens, expected(PROMPT, LONG));
+  others.forEach((handle, n) => {
+    assert.deepEqual(driver.choice(handle).tokens, expected(PROMPT.slice(n + 1), LONG));
+  });
+  assert.equal(driver.core.begin(), false, 'nothing is left to do');
+});
+
+test('Without overlap, or with nothing to do, no step is begun by itself', () => {
+  const driver = new CoreDriver();
+  driver.add(PROMPT, LONG);
+  assert.equal(driver.core.begin(), false);
+  assert.equal(driver.runner.computedTokens, 0);
+  assert.equal(overlapping().core.begin(), false);
+});
+
 test('What ends by its length costs no row more than without overlap; a stop token costs one', () => {
   const run = (overlap: boolean, params: Partial<SamplingParams>) => {
     const driver = new CoreDriver({ overlap });
