@@ -13,15 +13,19 @@ import type { EngineOptions } from '../../src/engine/engine-options.js';
 import { startEngine } from '../../src/engine/start-engine.js';
 import { loadModel } from '../../src/model/load-model.js';
 import { bareDecoder } from './bare-steps.js';
+import { watchCard } from './card-watch.js';
 import type { ClientJob, ClientResult } from './http-clients.js';
 import type { Job, Measured } from './rows.js';
 import { decodeInterval, type Lengths, runRequests, same, uniform } from './run-requests.js';
 
 const MEASURES: Record<string, (job: Job) => Promise<Measured>> = {
   '1b-offline': (job) => offline(job, same(256, 128, 128)),
+  '1b-offline-kv8': (job) => offline(job, same(256, 128, 128)),
   '8b-offline': (job) => offline(job, same(256, 128, 128)),
+  '8b-offline-w8': (job) => offline(job, same(256, 128, 128)),
   '8b-long': (job) => offline(job, same(512, 1000, 1000)),
   '8b-long-kv8': (job) => offline(job, same(512, 1000, 1000)),
+  '8b-long-w8': (job) => offline(job, same(512, 1000, 1000)),
   '0.6b-uniform': (job) => offline(job, uniform(256)),
   '0.6b-uniform-kv8': (job) => offline(job, uniform(256)),
   '8b-decode': decodeStep,
@@ -47,10 +51,11 @@ function modelPath({ modelDir, row }: Job): string {
 }
 
 function modelOf(job: Job, maxModelLen: number) {
-  const { kvCacheDtype } = job.row;
+  const { kvCacheDtype, quantization } = job.row;
   return {
     model: modelPath(job),
     kvCacheDtype,
+    quantization,
     loadFormat: 'dummy',
     dtype: 'bfloat16',
     maxModelLen,
@@ -80,14 +85,17 @@ async function offline(job: Job, lengths: readonly Lengths[]): Promise<Measured>
     await runRequests(engine, same(lengths.length, 16, 16));
     const values: number[] = [];
     let steps = 0;
-    for (let run = 0; run < job.runs; run++) {
-      const times = await runRequests(engine, lengths);
-      steps = times.steps.length;
-      values.push(times.outputTokens / times.total);
-      progress(job, run, `${Math.round(values[run])} tok/s`);
-    }
+    const card = await watchCard(async () => {
+      for (let run = 0; run < job.runs; run++) {
+        const times = await runRequests(engine, lengths);
+        steps = times.steps.length;
+        values.push(times.outputTokens / times.total);
+        progress(job, run, `${Math.round(values[run])} tok/s`);
+      }
+    });
     const { preemptions } = engine.stats();
-    return { values, note: `${steps} steps, ${preemptions} preemptions` };
+    const notes = [`${steps} steps, ${preemptions} preemptions`, card];
+    return { values, note: notes.filter(Boolean).join('; ') };
   });
 }
 
@@ -162,13 +170,16 @@ async function prefill(job: Job): Promise<Measured> {
   return withEngine(job, input + 16, async (engine) => {
     await runRequests(engine, same(count, input, 1));
     const values: number[] = [];
-    for (let run = 0; run < job.runs; run++) {
-      const times = await runRequests(engine, same(count, input, 1));
-      values.push(flops / times.prefill / 1e12);
-      progress(job, run, `${Math.round((count * input) / times.prefill)} tok/s`);
-    }
+    const card = await watchCard(async () => {
+      for (let run = 0; run < job.runs; run++) {
+        const times = await runRequests(engine, same(count, input, 1));
+        values.push(flops / times.prefill / 1e12);
+        progress(job, run, `${Math.round((count * input) / times.prefill)} tok/s`);
+      }
+    });
     const share = (median(values) * 1e12) / job.flopsPerSecond;
-    const note = `${(100 * share).toFixed(0)} % of ${job.flopsPerSecond / 1e12}`;
+    const notes = [`${(100 * share).toFixed(0)} % of ${job.flopsPerSecond / 1e12}`, card];
+    const note = notes.filter(Boolean).join('; ');
     return { values, floor: (0.55 * job.flopsPerSecond) / 1e12, note };
   });
 }

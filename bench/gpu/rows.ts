@@ -11,6 +11,7 @@ export interface Row {
   /** About how long it takes on the GPU the floors are of, start included; it is killed after twice that. */
   seconds: number;
   kvCacheDtype?: 'fp8';
+  quantization?: 'fp8';
   /** Fewer than `--runs` where one run is long enough to be steady. */
   runs?: number;
 }
@@ -21,6 +22,12 @@ export const ROWS: readonly Row[] = [
     shape: 'llama-3.2-1b',
     work: '256 requests at once, 128 in, 128 out',
     ...{ unit: 'tok/s', more: true, floor: 90_000, seconds: 15 },
+  },
+  {
+    name: '1b-offline-kv8',
+    shape: 'llama-3.2-1b',
+    work: 'the same with keys and values in fp8',
+    ...{ unit: 'tok/s', more: true, floor: 90_000, seconds: 15, kvCacheDtype: 'fp8' },
   },
   {
     name: '8b-offline',
@@ -71,10 +78,24 @@ export const ROWS: readonly Row[] = [
     ...{ unit: 'tok/s', more: true, floor: 12_000, seconds: 70, runs: 1, kvCacheDtype: 'fp8' },
   },
   {
+    name: '8b-offline-w8',
+    shape: 'llama-3.1-8b',
+    work: '256 requests at once, 128 in, 128 out, weights, keys and values in fp8',
+    ...{ unit: 'tok/s', more: true, floor: 22_000, seconds: 30 },
+    ...{ kvCacheDtype: 'fp8', quantization: 'fp8' },
+  },
+  {
     name: '8b-fp8',
     shape: 'llama-3.1-8b',
     work: 'weights in fp8 over bf16, 128 requests at once, 128 in, 128 out',
     ...{ unit: 'x', more: true, floor: 1.35, seconds: 50 },
+  },
+  {
+    name: '8b-long-w8',
+    shape: 'llama-3.1-8b',
+    work: '512 requests at once, 1,000 in, 1,000 out, weights, keys and values in fp8',
+    ...{ unit: 'tok/s', more: true, floor: 12_000, seconds: 60, runs: 1 },
+    ...{ kvCacheDtype: 'fp8', quantization: 'fp8' },
   },
   {
     name: '8b-long',
