@@ -14,6 +14,8 @@ namespace millrace::cuda {
 // Where the code of sm_90a is compiled. Other architectures get kernels without a body.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define MILLRACE_HOPPER 1
+#elif defined(__CUDA_ARCH__)
+#pragma nv_diag_suppress 177  // "declared but never referenced": what the missing bodies would use
 #endif
 
 // ---------------------------------------------------------------- barriers (mbarrier)

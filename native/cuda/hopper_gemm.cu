@@ -18,9 +18,9 @@ constexpr int kWarpgroup = 128;
 // Bytes of shared memory of an SM, and what of it the system takes for each block.
 constexpr int kSharedOfSm = 228 * 1024, kSharedOfBlock = 1024;
 // 128 threads with the first and 256 with the second have no more than 384 with 168.
-[[maybe_unused]] constexpr int kCopierRegisters = 40, kAdderRegisters = 232;
+constexpr int kCopierRegisters = 40, kAdderRegisters = 232;
 
-[[maybe_unused]] constexpr int kChain = 4;  // tiles of e4m3, 512 columns
+constexpr int kChain = 4;  // tiles of e4m3, 512 columns
 
 // Registers of a thread for its sums.
 template <class T>
