@@ -53,8 +53,8 @@ int residentBlocks(Function function, int threads, size_t sharedBytes, int sms, 
 PrefillKernel choosePrefill(const AttentionShape& shape, int variant) {
   constexpr int kHopperVariants = 2;
   const int dim = paddedDim(shape.headStride);
-  if (dim <= 128 && !shape.fp8 && hopperAvailable()) {
-    if (variant < kHopperVariants) return hopperPrefillKernel(shape.elem, dim, variant);
+  if (dim <= 128 && hopperAvailable()) {
+    if (variant < kHopperVariants) return hopperPrefillKernel(shape.elem, shape.fp8, dim, variant);
     variant -= kHopperVariants;
   }
   return prefillKernel(shape.elem, shape.fp8, dim, variant);

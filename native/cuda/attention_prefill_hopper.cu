@@ -2,12 +2,14 @@
 // tiles of keys and values, two warpgroups multiply 64 rows each. A warpgroup issues the scores of the
 // next tile before the weighted values of this one, and one computes its softmax while the other
 // multiplies. Blocks stay for all their units, so that the first tiles of one are copied while the last
-// of another is worked on. Rows and items are those of attention_prefill.cu.
+// of another is worked on. Keys and values in e4m3 are copied to a staging tile, and a warp for each
+// converts them to the float16 that is multiplied. Rows and items are those of attention_prefill.cu.
 #include <algorithm>
 
 #include "attention_mma.cuh"
 #include "attention_parts.cuh"
 #include "attention_prefill.cuh"
+#include "e4m3.cuh"
 #include "hopper.cuh"
 #include "hopper.h"
 #include "launch.h"
@@ -20,8 +22,8 @@ namespace {
 constexpr int kWarpgroup = 128;
 // The tokens of a copy: whatever the size of the cache's blocks, so many lie together.
 constexpr int kBox = 16;
-// Units that are described at a time, one by each lane.
-constexpr int kBatch = 32;
+// Units that are described at a time, each by a lane; 32 would leave no room for staging.
+constexpr int kBatch = 16;
 
 // An item and a KV head.
 struct Unit {
@@ -37,9 +39,11 @@ struct Unit {
 static_assert(sizeof(Unit) % 16 == 0);
 
 // kTurns: warpgroups issue their products in turns.
-template <typename T_, int kDim_, int kKeys_, int kStages_, bool kTurns_>
+template <typename T_, bool kFp8_, int kDim_, int kKeys_, int kStages_, bool kTurns_>
 struct Config {
   using T = T_;
+  static constexpr bool kFp8 = kFp8_;
+  using Factor = typename ComputeOf<T, kFp8>::Type;  // what products multiply
   static constexpr int kDim = kDim_, kKeys = kKeys_, kStages = kStages_, kWarpgroups = 2;
   static constexpr bool kTurns = kTurns_;
   static constexpr int kRows = 64 * kWarpgroups, kWarps = 4 * kWarpgroups;
@@ -48,14 +52,19 @@ struct Config {
   static constexpr int kPanels = kDim / 64, kPanelBytes = kKeys * kTileWidth;
   static constexpr int kTileBytes = kPanels * kPanelBytes;
   static constexpr int kRowBytes = kDim * 2;
+  // Of a tile as it is copied: one stage of e4m3, in panels of 64 columns as well, or the tile itself.
+  static constexpr int kCopyBytes = kFp8 ? kTileBytes / 2 : kTileBytes;
+  static constexpr int kCopyStages = kFp8 ? 1 : kStages;
   static constexpr int kValuesAt = kStages * kTileBytes;
   // Each warp's 16 rows of the next queries, and of results on their way out.
   static constexpr int kQueriesAt = 2 * kStages * kTileBytes;
   static constexpr int kResultsAt = kQueriesAt + kRows * kRowBytes;
-  static constexpr int kUnitsAt = kResultsAt + kRows * kRowBytes;
+  static constexpr int kStagingAt = kResultsAt + kRows * kRowBytes;
+  static constexpr int kUnitsAt = kStagingAt + (kFp8 ? 2 * kCopyBytes : 0);
   static constexpr int kBarriersAt = kUnitsAt + 2 * kBatch * sizeof(Unit);
-  static constexpr int kBarriers = 4 * kStages + 4;
+  static constexpr int kBarriers = 4 * kStages + 8;
   static constexpr int kSharedBytes = kBarriersAt + 8 * kBarriers + 1024;  // alignment
+  static_assert(kSharedBytes + 16 <= 227 << 10, "an SM's, with what is declared in the kernel");
   static_assert(kKeys % kBox == 0 && kKeys / kBox <= 32, "a lane knows the place of each box");
   static_assert((kStages & (kStages - 1)) == 0, "tiles are counted through");
 };
@@ -109,6 +118,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
                           const __grid_constant__ CUtensorMap valueMap, PrefillArgs a, int units) {
 #if defined(MILLRACE_HOPPER)
   using T = typename C::T;
+  using Factor = typename C::Factor;
   constexpr int kKeys = C::kKeys, kRowBytes = C::kRowBytes;
   constexpr uint32_t kStages = C::kStages;
   extern __shared__ uint8_t raw[];
@@ -119,6 +129,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   const uint32_t keysFull = barriers, keysEmpty = keysFull + 8 * kStages;
   const uint32_t valuesFull = keysEmpty + 8 * kStages, valuesEmpty = valuesFull + 8 * kStages;
   const uint32_t unitsFull = valuesEmpty + 8 * kStages, unitsEmpty = unitsFull + 16;
+  // Of keys, then of values.
+  const uint32_t stagingFull = unitsEmpty + 16, stagingEmpty = stagingFull + 16;
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
@@ -130,7 +142,9 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     }
     for (int i = 0; i < 2; i++) {
       barrierInit(unitsFull + 8 * i, kBatch);
-      barrierInit(unitsEmpty + 8 * i, C::kWarps + 1);
+      barrierInit(unitsEmpty + 8 * i, C::kWarps + (C::kFp8 ? 3 : 1));
+      barrierInit(stagingFull + 8 * i, 1);
+      barrierInit(stagingEmpty + 8 * i, 1);
     }
     barrierInitFence();
   }
@@ -162,11 +176,13 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       for (int first = 0; exists(first); first += kBatch) {
         const int batch = first / kBatch, round = first + lane;
         if (batch >= 2) barrierWait(unitsEmpty + 8 * (batch % 2), (batch / 2 - 1) % 2);
+        if (lane >= kBatch) continue;
         if (exists(round)) described[round % (2 * kBatch)] = unitOf<C>(a, numberOf(round));
         barrierArrive(unitsFull + 8 * (batch % 2));
       }
     } else if (warp == C::kWarps) {
-      constexpr int kBoxes = kKeys / kBox, kBoxBytes = kBox * kTileWidth;
+      constexpr int kBoxes = kKeys / kBox, kPanelBytes = C::kCopyBytes / C::kPanels;
+      constexpr int kBoxBytes = kPanelBytes / kBoxes;
       if (lane == 0) {
         prefetchMap(&keyMap);
         prefetchMap(&valueMap);
@@ -199,26 +215,89 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         int rows[kBoxes];
 #pragma unroll
         for (int box = 0; box < kBoxes; box++) rows[box] = __shfl_sync(kAll, place, box);
-        const uint32_t stage = tile % kStages;
+        constexpr uint32_t kCopyStages = C::kCopyStages;
+        const uint32_t stage = tile % kCopyStages;
         const auto copy = [&](const CUtensorMap& map, uint32_t to, uint32_t full, uint32_t empty) {
-          if (tile >= kStages) barrierWait(empty + 8 * stage, (tile / kStages - 1) % 2);
+          if (tile >= kCopyStages) barrierWait(empty + 8 * stage, (tile / kCopyStages - 1) % 2);
           if (lane == 0) {
-            barrierExpect(full + 8 * stage, C::kTileBytes);
+            barrierExpect(full + 8 * stage, C::kCopyBytes);
 #pragma unroll
             for (int box = 0; box < kBoxes; box++) {
 #pragma unroll
               for (int panel = 0; panel < C::kPanels; panel++) {
-                copyTile(to + stage * C::kTileBytes + panel * C::kPanelBytes + box * kBoxBytes, &map,
+                copyTile(to + stage * C::kCopyBytes + panel * kPanelBytes + box * kBoxBytes, &map,
                          panel * 64, rows[box], full + 8 * stage);
               }
             }
           }
           __syncwarp();
         };
-        copy(keyMap, base, keysFull, keysEmpty);
-        copy(valueMap, base + C::kValuesAt, valuesFull, valuesEmpty);
+        if constexpr (C::kFp8) {
+          const uint32_t staging = base + C::kStagingAt;
+          copy(keyMap, staging, stagingFull, stagingEmpty);
+          copy(valueMap, staging + C::kCopyBytes, stagingFull + 8, stagingEmpty + 8);
+        } else {
+          copy(keyMap, base, keysFull, keysEmpty);
+          copy(valueMap, base + C::kValuesAt, valuesFull, valuesEmpty);
+        }
         if (last && lane == 0) releaseUnit(round);
         round = nextRound;
+      }
+    } else if constexpr (C::kFp8) {
+      // Eight rows of 64 e4m3 at a time, 16 bytes a lane, become eight rows of 128 bytes with their
+      // swizzle. Eight neighboring lanes have two rows: they read and write all banks once.
+      constexpr int kSteps = C::kCopyBytes / 512, kAhead = 2;
+      const uint32_t low = swizzled<kTileWidth>(lane / 4, 2 * (lane % 4)), high = low ^ 16;
+      const auto load = [&](uint32_t (&w)[4], uint32_t from) {
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+                     : "r"(from + lane * 16)
+                     : "memory");
+      };
+      const auto store = [&](uint32_t to, uint32_t a, uint32_t b) {
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to),
+                     "r"(halvesOfE4m3(a & 0xffff)), "r"(halvesOfE4m3(a >> 16)),
+                     "r"(halvesOfE4m3(b & 0xffff)), "r"(halvesOfE4m3(b >> 16))
+                     : "memory");
+      };
+      const auto convertTiles = [&](uint32_t from, uint32_t copied, uint32_t read, uint32_t tiles,
+                                    uint32_t full, uint32_t empty) {
+        uint32_t tile = 0;
+        for (int round = 0; exists(round); round++) {
+          const Unit& unit = unitAt(round);
+          for (int key = unit.keyBegin; key < unit.keyEnd; key += kKeys, tile++) {
+            const uint32_t stage = tile % kStages, to = tiles + stage * C::kTileBytes;
+            if (tile >= kStages) barrierWait(empty + 8 * stage, (tile / kStages - 1) % 2);
+            barrierWait(copied, tile % 2);
+            uint32_t w[kAhead][4];
+#pragma unroll
+            for (int j = 0; j < kAhead; j++) load(w[j], from + j * 512);
+#pragma unroll 1
+            for (int i = 0; i < kSteps; i += kAhead) {
+#pragma unroll
+              for (int j = 0; j < kAhead; j++) {
+                store(to + (i + j) * 1024 + low, w[j][0], w[j][1]);
+                store(to + (i + j) * 1024 + high, w[j][2], w[j][3]);
+                if (i + kAhead < kSteps) load(w[j], from + (i + j + kAhead) * 512);
+              }
+            }
+            fenceForAsync();
+            __syncwarp();
+            if (lane == 0) {
+              barrierArrive(read);
+              barrierArrive(full + 8 * stage);
+            }
+          }
+          __syncwarp();
+          if (lane == 0) releaseUnit(round);
+        }
+      };
+      const uint32_t staging = base + C::kStagingAt;
+      if (warp == C::kWarps + 2) {
+        convertTiles(staging, stagingFull, stagingEmpty, base, keysFull, keysEmpty);
+      } else {
+        convertTiles(staging + C::kCopyBytes, stagingFull + 8, stagingEmpty + 8, base + C::kValuesAt,
+                     valuesFull, valuesEmpty);
       }
     }
     return;
@@ -299,7 +378,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     const uint64_t keys = rowsOf128Bytes(base + tile % kStages * C::kTileBytes);
 #pragma unroll
     for (int k = 0; k < kSteps; k++) {  // 16 columns on
-      FragmentProducts<T, kKeys, false>::add(
+      FragmentProducts<Factor, kKeys, false>::add(
           s, q[k], advanced(keys, k / 4 * C::kPanelBytes + k % 4 * 32), k > 0);
     }
     productsCommit();
@@ -309,7 +388,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
                                              C::kPanelBytes);
 #pragma unroll
     for (int k = 0; k < kKeySteps; k++) {  // 16 rows on
-      FragmentProducts<T, C::kDim, true>::add(o, p[k], advanced(values, k * 16 * kTileWidth),
+      FragmentProducts<Factor, C::kDim, true>::add(o, p[k], advanced(values, k * 16 * kTileWidth),
                                               more || k > 0);
     }
     productsCommit();
@@ -327,6 +406,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 #pragma unroll
     for (int k = 0; k < kSteps; k++) {
       ldmatrix4(q[k], (queries + laneOfValues<kRowBytes>(lane)) ^ (k << 5));
+#pragma unroll
+      for (int i = 0; i < 4; i++) q[k][i] = converted<T, Factor>(q[k][i]);
     }
     __syncwarp();
     if (exists(round + 1)) copyQueries(round + 1);
@@ -375,7 +456,9 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 #pragma unroll
       for (int k = 0; k < kKeySteps; k++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) p[k][i] = Half2<T>::pack(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+        for (int i = 0; i < 4; i++) {
+          p[k][i] = Half2<Factor>::pack(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+        }
       }
     };
 
@@ -504,12 +587,14 @@ template <class C>
 PrefillKernel variantOf(const char* name) {
   constexpr auto kernel = hopperPrefillKernelOf<C>;
   const auto run = [](PrefillArgs a, int items, int resident, cudaStream_t stream) {
-    constexpr CUtensorMapDataType type = std::is_same_v<typename C::T, __half>
+    constexpr CUtensorMapDataType type = C::kFp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                         : std::is_same_v<typename C::T, __half>
                                              ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                              : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     // Rows without end: what is read is known by the block ids.
     const auto mapOf = [&](const void* data) {
-      return tileMap(type, 2, data, a.headStride, INT32_MAX, a.headStride, kBox);
+      return tileMap(type, C::kFp8 ? 1 : 2, data, a.headStride, INT32_MAX, a.headStride, kBox,
+                     C::kFp8 ? kTileWidth / 2 : kTileWidth);
     };
     const int units = items * a.kvHeads;
     launch("attention prefill", kernel, dim3(std::min(units, resident)), C::kThreads, C::kSharedBytes,
@@ -519,25 +604,28 @@ PrefillKernel variantOf(const char* name) {
           run};
 }
 
-template <typename T>
+template <typename T, bool kFp8, bool kTurns>
+PrefillKernel ofDim(int dim, const char* name) {
+  return dim == 64 ? variantOf<Config<T, kFp8, 64, 128, 2, kTurns>>(name)
+                   : variantOf<Config<T, kFp8, 128, 128, 2, kTurns>>(name);
+}
+
+template <typename T, bool kFp8>
 PrefillKernel pick(int dim, int variant) {
-  if (variant == 0) {
-    if (dim == 64) return variantOf<Config<T, 64, 128, 2, true>>("wgmma, 128 keys, in turns");
-    return variantOf<Config<T, 128, 128, 2, true>>("wgmma, 128 keys, in turns");
-  }
+  if (variant == 0) return ofDim<T, kFp8, true>(dim, "wgmma, 128 keys, in turns");
 #ifdef MILLRACE_ATTENTION_EXPERIMENTS
-  if (variant == 1) {
-    if (dim == 64) return variantOf<Config<T, 64, 128, 2, false>>("wgmma, 128 keys");
-    return variantOf<Config<T, 128, 128, 2, false>>("wgmma, 128 keys");
-  }
+  if (variant == 1) return ofDim<T, kFp8, false>(dim, "wgmma, 128 keys");
 #endif
   return {};
 }
 
 }  // namespace
 
-PrefillKernel hopperPrefillKernel(Elem elem, int dim, int variant) {
-  return elem == Elem::BF16 ? pick<__nv_bfloat16>(dim, variant) : pick<__half>(dim, variant);
+PrefillKernel hopperPrefillKernel(Elem elem, bool fp8, int dim, int variant) {
+  if (elem == Elem::BF16) {
+    return fp8 ? pick<__nv_bfloat16, true>(dim, variant) : pick<__nv_bfloat16, false>(dim, variant);
+  }
+  return fp8 ? pick<__half, true>(dim, variant) : pick<__half, false>(dim, variant);
 }
 
 }  // namespace millrace::cuda

@@ -43,6 +43,7 @@ inline std::vector<Timed> timedShapes() {
   const Layout qwen{Elem::BF16, 16, 8, 128, 16, 0}, windowed{Elem::BF16, 32, 8, 128, 16, 4096};
   const Layout half{Elem::F16, 32, 8, 128, 16, 0}, wide{Elem::BF16, 16, 4, 256, 16, 0};
   const Layout big8{Elem::BF16, 32, 8, 128, 16, 0, true}, small8{Elem::BF16, 32, 8, 64, 16, 0, true};
+  const Layout qwen8{Elem::BF16, 16, 8, 128, 16, 0, true};
   Batch uneven = repeated(255, 1, 200), mixed = repeated(64, 1, 1024);
   uneven.add(1, 100000);
   mixed.add(2048, 2048);
@@ -66,6 +67,10 @@ inline std::vector<Timed> timedShapes() {
       {"1B fp8 decode 64 x 1024", small8, repeated(64, 1, 1024), true},
       {"1B fp8 decode 512 x 1500", small8, repeated(512, 1, 1500), true},
       {"8B fp8 prefill 8 x 4096", big8, repeated(8, 4096, 4096), false},
+      {"8B fp8 prefill 256 x 128", big8, repeated(256, 128, 128), false},
+      {"1B fp8 prefill 8 x 4096", small8, repeated(8, 4096, 4096), false},
+      {"qwen3-0.6b fp8 prefill 16 x 512", qwen8, repeated(16, 512, 512), false},
+      {"qwen3-0.6b prefill 16 x 512", qwen, repeated(16, 512, 512), false},
       {"8B prefill 8 x 4096", big, repeated(8, 4096, 4096), false},
       {"8B prefill 1 x 16384", big, repeated(1, 16384, 16384), false},
       {"8B prefill 256 x 128", big, repeated(256, 128, 128), false},
