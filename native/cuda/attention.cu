@@ -51,7 +51,7 @@ int residentBlocks(Function function, int threads, size_t sharedBytes, int sms, 
 
 // Hopper's kernels come first where there are any.
 PrefillKernel choosePrefill(const AttentionShape& shape, int variant) {
-  constexpr int kHopperVariants = 2;
+  constexpr int kHopperVariants = 4;
   const int dim = paddedDim(shape.headStride);
   if (dim <= 128 && hopperAvailable()) {
     if (variant < kHopperVariants) return hopperPrefillKernel(shape.elem, shape.fp8, dim, variant);

@@ -2,8 +2,8 @@
 // tiles of keys and values, two warpgroups multiply 64 rows each. A warpgroup issues the scores of the
 // next tile before the weighted values of this one, and one computes its softmax while the other
 // multiplies. Blocks stay for all their units, so that the first tiles of one are copied while the last
-// of another is worked on. Keys and values in e4m3 are copied to a staging tile, and a warp for each
-// converts them to the float16 that is multiplied. Rows and items are those of attention_prefill.cu.
+// of another is worked on. Keys and values in e4m3 are copied to a staging tile, and two warps convert
+// them to the float16 that is multiplied. Rows and items are those of attention_prefill.cu.
 #include <algorithm>
 
 #include "attention_mma.cuh"
@@ -24,6 +24,8 @@ constexpr int kWarpgroup = 128;
 constexpr int kBox = 16;
 // Units that are described at a time, each by a lane; 32 would leave no room for staging.
 constexpr int kBatch = 16;
+// Warps that convert e4m3.
+constexpr int kConverters = 2;
 
 // An item and a KV head.
 struct Unit {
@@ -39,13 +41,17 @@ struct Unit {
 static_assert(sizeof(Unit) % 16 == 0);
 
 // kTurns: warpgroups issue their products in turns.
-template <typename T_, bool kFp8_, int kDim_, int kKeys_, int kStages_, bool kTurns_>
+// kKeysAhead: keys are copied before the values of the tile before, as they are multiplied. Behind them
+// they would wait until the softmax is over that runs beside the products with older values.
+template <typename T_, bool kFp8_, int kDim_, int kKeys_, int kStages_, int kValueStages_, bool kTurns_,
+          bool kKeysAhead_>
 struct Config {
   using T = T_;
   static constexpr bool kFp8 = kFp8_;
   using Factor = typename ComputeOf<T, kFp8>::Type;  // what products multiply
   static constexpr int kDim = kDim_, kKeys = kKeys_, kStages = kStages_, kWarpgroups = 2;
-  static constexpr bool kTurns = kTurns_;
+  static constexpr int kValueStages = kValueStages_;
+  static constexpr bool kTurns = kTurns_, kKeysAhead = kKeysAhead_;
   static constexpr int kRows = 64 * kWarpgroups, kWarps = 4 * kWarpgroups;
   static constexpr int kThreads = kWarpgroup * (kWarpgroups + 1);
   // A tile of keys or values is panels of 64 columns, kKeys rows of 128 bytes each.
@@ -54,19 +60,41 @@ struct Config {
   static constexpr int kRowBytes = kDim * 2;
   // Of a tile as it is copied: one stage of e4m3, in panels of 64 columns as well, or the tile itself.
   static constexpr int kCopyBytes = kFp8 ? kTileBytes / 2 : kTileBytes;
-  static constexpr int kCopyStages = kFp8 ? 1 : kStages;
   static constexpr int kValuesAt = kStages * kTileBytes;
   // Each warp's 16 rows of the next queries, and of results on their way out.
-  static constexpr int kQueriesAt = 2 * kStages * kTileBytes;
+  static constexpr int kQueriesAt = (kStages + kValueStages) * kTileBytes;
   static constexpr int kResultsAt = kQueriesAt + kRows * kRowBytes;
   static constexpr int kStagingAt = kResultsAt + kRows * kRowBytes;
   static constexpr int kUnitsAt = kStagingAt + (kFp8 ? 2 * kCopyBytes : 0);
   static constexpr int kBarriersAt = kUnitsAt + 2 * kBatch * sizeof(Unit);
-  static constexpr int kBarriers = 4 * kStages + 8;
+  static constexpr int kBarriers = 2 * (kStages + kValueStages) + 8;
   static constexpr int kSharedBytes = kBarriersAt + 8 * kBarriers + 1024;  // alignment
   static_assert(kSharedBytes + 16 <= 227 << 10, "an SM's, with what is declared in the kernel");
   static_assert(kKeys % kBox == 0 && kKeys / kBox <= 32, "a lane knows the place of each box");
-  static_assert((kStages & (kStages - 1)) == 0, "tiles are counted through");
+};
+
+// Tiles in shared memory that some warps fill and others empty, in turn. Counted through all of a block.
+template <int kStages_, int kBytes>
+struct Ring {
+  static constexpr uint32_t kStages = kStages_;
+  static constexpr uint32_t kBarrierBytes = 16 * kStages;
+  uint32_t tiles, barriers;
+
+  __device__ __forceinline__ void init(int fillers, int emptiers) const {
+    for (uint32_t tile = 0; tile < kStages; tile++) {
+      barrierInit(full(tile), fillers);
+      barrierInit(empty(tile), emptiers);
+    }
+  }
+  __device__ __forceinline__ uint32_t at(uint32_t tile) const { return tiles + tile % kStages * kBytes; }
+  __device__ __forceinline__ uint32_t full(uint32_t tile) const { return barriers + tile % kStages * 16; }
+  __device__ __forceinline__ uint32_t empty(uint32_t tile) const { return full(tile) + 8; }
+  __device__ __forceinline__ void waitFull(uint32_t tile) const {
+    barrierWait(full(tile), tile / kStages % 2);
+  }
+  __device__ __forceinline__ void waitEmpty(uint32_t tile) const {
+    if (tile >= kStages) barrierWait(empty(tile), (tile / kStages - 1) % 2);
+  }
 };
 
 template <class C>
@@ -120,31 +148,34 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   using T = typename C::T;
   using Factor = typename C::Factor;
   constexpr int kKeys = C::kKeys, kRowBytes = C::kRowBytes;
-  constexpr uint32_t kStages = C::kStages;
   extern __shared__ uint8_t raw[];
   uint8_t* const shared = raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
   const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   Unit* const described = reinterpret_cast<Unit*>(shared + C::kUnitsAt);
-  const uint32_t barriers = base + C::kBarriersAt;
-  const uint32_t keysFull = barriers, keysEmpty = keysFull + 8 * kStages;
-  const uint32_t valuesFull = keysEmpty + 8 * kStages, valuesEmpty = valuesFull + 8 * kStages;
-  const uint32_t unitsFull = valuesEmpty + 8 * kStages, unitsEmpty = unitsFull + 16;
-  // Of keys, then of values.
-  const uint32_t stagingFull = unitsEmpty + 16, stagingEmpty = stagingFull + 16;
+  const uint32_t unitsFull = base + C::kBarriersAt, unitsEmpty = unitsFull + 16;
+  using Keys = Ring<C::kStages, C::kTileBytes>;
+  using Values = Ring<C::kValueStages, C::kTileBytes>;
+  using Staging = Ring<1, C::kCopyBytes>;
+  const Keys keys = {base, unitsEmpty + 16};
+  const Values values = {base + C::kValuesAt, keys.barriers + Keys::kBarrierBytes};
+  const Staging stagedKeys = {base + C::kStagingAt, values.barriers + Values::kBarrierBytes};
+  const Staging stagedValues = {stagedKeys.tiles + C::kCopyBytes,
+                                stagedKeys.barriers + Staging::kBarrierBytes};
 
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  int lane;  // of the warp; by an instruction that ptxas repeats rather than keep a register for it
+  asm("mov.u32 %0, %%laneid;" : "=r"(lane));
   if (threadIdx.x == 0) {
-    for (uint32_t i = 0; i < kStages; i++) {
-      barrierInit(keysFull + 8 * i, 1);
-      barrierInit(keysEmpty + 8 * i, C::kWarps);
-      barrierInit(valuesFull + 8 * i, 1);
-      barrierInit(valuesEmpty + 8 * i, C::kWarps);
+    constexpr int kFillers = C::kFp8 ? kConverters : 1;
+    keys.init(kFillers, C::kWarps);
+    values.init(kFillers, C::kWarps);
+    if constexpr (C::kFp8) {
+      stagedKeys.init(1, kConverters);
+      stagedValues.init(1, kConverters);
     }
     for (int i = 0; i < 2; i++) {
       barrierInit(unitsFull + 8 * i, kBatch);
-      barrierInit(unitsEmpty + 8 * i, C::kWarps + (C::kFp8 ? 3 : 1));
-      barrierInit(stagingFull + 8 * i, 1);
-      barrierInit(stagingEmpty + 8 * i, 1);
+      barrierInit(unitsEmpty + 8 * i, C::kWarps + 1 + (C::kFp8 ? kConverters : 0));
     }
     barrierInitFence();
   }
@@ -197,7 +228,35 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       int round = 0, key = unitAt(0).keyBegin + lane * kBox;
       int id = blockIdOf(described[0], key);
       waitForPrevious();
-      for (uint32_t tile = 0; exists(round); tile++) {
+      const auto copy = [&](const CUtensorMap& map, uint32_t tile, int place, const auto& ring) {
+        int rows[kBoxes];
+#pragma unroll
+        for (int box = 0; box < kBoxes; box++) rows[box] = __shfl_sync(kAll, place, box);
+        ring.waitEmpty(tile);
+        if (lane == 0) {
+          barrierExpect(ring.full(tile), C::kCopyBytes);
+#pragma unroll
+          for (int box = 0; box < kBoxes; box++) {
+#pragma unroll
+            for (int panel = 0; panel < C::kPanels; panel++) {
+              copyTile(ring.at(tile) + panel * kPanelBytes + box * kBoxBytes, &map, panel * 64,
+                       rows[box], ring.full(tile));
+            }
+          }
+        }
+        __syncwarp();
+      };
+      const auto copyKeys = [&](uint32_t tile, int place) {
+        if constexpr (C::kFp8) copy(keyMap, tile, place, stagedKeys);
+        else copy(keyMap, tile, place, keys);
+      };
+      const auto copyValues = [&](uint32_t tile, int place) {
+        if constexpr (C::kFp8) copy(valueMap, tile, place, stagedValues);
+        else copy(valueMap, tile, place, values);
+      };
+      uint32_t tile = 0;
+      int placeBefore = 0;
+      for (; exists(round); tile++) {
         const Unit& unit = described[round % (2 * kBatch)];
         const int place =
             wanted(unit, key)
@@ -212,46 +271,26 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           key = (last ? next.keyBegin : endOfTile) + lane * kBox;
           id = blockIdOf(next, key);
         }
-        int rows[kBoxes];
-#pragma unroll
-        for (int box = 0; box < kBoxes; box++) rows[box] = __shfl_sync(kAll, place, box);
-        constexpr uint32_t kCopyStages = C::kCopyStages;
-        const uint32_t stage = tile % kCopyStages;
-        const auto copy = [&](const CUtensorMap& map, uint32_t to, uint32_t full, uint32_t empty) {
-          if (tile >= kCopyStages) barrierWait(empty + 8 * stage, (tile / kCopyStages - 1) % 2);
-          if (lane == 0) {
-            barrierExpect(full + 8 * stage, C::kCopyBytes);
-#pragma unroll
-            for (int box = 0; box < kBoxes; box++) {
-#pragma unroll
-              for (int panel = 0; panel < C::kPanels; panel++) {
-                copyTile(to + stage * C::kCopyBytes + panel * kPanelBytes + box * kBoxBytes, &map,
-                         panel * 64, rows[box], full + 8 * stage);
-              }
-            }
-          }
-          __syncwarp();
-        };
-        if constexpr (C::kFp8) {
-          const uint32_t staging = base + C::kStagingAt;
-          copy(keyMap, staging, stagingFull, stagingEmpty);
-          copy(valueMap, staging + C::kCopyBytes, stagingFull + 8, stagingEmpty + 8);
-        } else {
-          copy(keyMap, base, keysFull, keysEmpty);
-          copy(valueMap, base + C::kValuesAt, valuesFull, valuesEmpty);
-        }
+        copyKeys(tile, place);
+        if (!C::kKeysAhead) copyValues(tile, place);
+        else if (tile > 0) copyValues(tile - 1, placeBefore);
+        placeBefore = place;
         if (last && lane == 0) releaseUnit(round);
         round = nextRound;
       }
+      if (C::kKeysAhead) copyValues(tile - 1, placeBefore);
     } else if constexpr (C::kFp8) {
       // Eight rows of 64 e4m3 at a time, 16 bytes a lane, become eight rows of 128 bytes with their
       // swizzle. Eight neighboring lanes have two rows: they read and write all banks once.
-      constexpr int kSteps = C::kCopyBytes / 512, kAhead = 2;
-      const uint32_t low = swizzled<kTileWidth>(lane / 4, 2 * (lane % 4)), high = low ^ 16;
+      constexpr int kSteps = C::kCopyBytes / 512 / kConverters, kAhead = 2;
+      static_assert(kSteps % kAhead == 0);
+      const int part = warp - C::kWarps - 2;
+      const uint32_t source = part * kSteps * 512 + lane * 16;
+      const uint32_t target = part * kSteps * 1024 + swizzled<kTileWidth>(lane / 4, 2 * (lane % 4));
       const auto load = [&](uint32_t (&w)[4], uint32_t from) {
         asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                     : "r"(from + lane * 16)
+                     : "r"(from)
                      : "memory");
       };
       const auto store = [&](uint32_t to, uint32_t a, uint32_t b) {
@@ -260,45 +299,42 @@ __global__ void __launch_bounds__(C::kThreads, 1)
                      "r"(halvesOfE4m3(b & 0xffff)), "r"(halvesOfE4m3(b >> 16))
                      : "memory");
       };
-      const auto convertTiles = [&](uint32_t from, uint32_t copied, uint32_t read, uint32_t tiles,
-                                    uint32_t full, uint32_t empty) {
-        uint32_t tile = 0;
-        for (int round = 0; exists(round); round++) {
-          const Unit& unit = unitAt(round);
-          for (int key = unit.keyBegin; key < unit.keyEnd; key += kKeys, tile++) {
-            const uint32_t stage = tile % kStages, to = tiles + stage * C::kTileBytes;
-            if (tile >= kStages) barrierWait(empty + 8 * stage, (tile / kStages - 1) % 2);
-            barrierWait(copied, tile % 2);
-            uint32_t w[kAhead][4];
+      const auto convert = [&](uint32_t tile, const Staging& staged, const auto& ring) {
+        ring.waitEmpty(tile);
+        staged.waitFull(tile);
+        uint32_t from = staged.at(tile) + source, to = ring.at(tile) + target;
+        uint32_t w[kAhead][4];
 #pragma unroll
-            for (int j = 0; j < kAhead; j++) load(w[j], from + j * 512);
+        for (int j = 0; j < kAhead; j++) load(w[j], from + j * 512);
 #pragma unroll 1
-            for (int i = 0; i < kSteps; i += kAhead) {
+        for (int i = kSteps; i > 0; i -= kAhead, to += kAhead * 1024) {
+          from += kAhead * 512;
 #pragma unroll
-              for (int j = 0; j < kAhead; j++) {
-                store(to + (i + j) * 1024 + low, w[j][0], w[j][1]);
-                store(to + (i + j) * 1024 + high, w[j][2], w[j][3]);
-                if (i + kAhead < kSteps) load(w[j], from + (i + j + kAhead) * 512);
-              }
-            }
-            fenceForAsync();
-            __syncwarp();
-            if (lane == 0) {
-              barrierArrive(read);
-              barrierArrive(full + 8 * stage);
-            }
+          for (int j = 0; j < kAhead; j++) {
+            store(to + j * 1024, w[j][0], w[j][1]);
+            store((to ^ 16) + j * 1024, w[j][2], w[j][3]);
+            if (i > kAhead) load(w[j], from + j * 512);
           }
-          __syncwarp();
-          if (lane == 0) releaseUnit(round);
+        }
+        fenceForAsync();
+        __syncwarp();
+        if (lane == 0) {
+          barrierArrive(staged.empty(tile));
+          barrierArrive(ring.full(tile));
         }
       };
-      const uint32_t staging = base + C::kStagingAt;
-      if (warp == C::kWarps + 2) {
-        convertTiles(staging, stagingFull, stagingEmpty, base, keysFull, keysEmpty);
-      } else {
-        convertTiles(staging + C::kCopyBytes, stagingFull + 8, stagingEmpty + 8, base + C::kValuesAt,
-                     valuesFull, valuesEmpty);
+      // In the order in which they are copied.
+      uint32_t tile = 0;
+      for (int round = 0; exists(round); round++) {
+        const Unit& unit = unitAt(round);
+        for (int key = unit.keyBegin; key < unit.keyEnd; key += kKeys, tile++) {
+          convert(tile, stagedKeys, keys);
+          if (tile > 0) convert(tile - 1, stagedValues, values);
+        }
+        __syncwarp();
+        if (lane == 0) releaseUnit(round);
       }
+      convert(tile - 1, stagedValues, values);
     }
     return;
   }
@@ -344,7 +380,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 
   // Values of keys that no row sees may be anything, and 0 times infinity is not 0: in a box of which
   // some are seen they become zeros. Every warpgroup does it, as none waits for the other.
-  const auto mendValues = [&](const Unit& unit, int key0, uint32_t values) {
+  const auto mendValues = [&](const Unit& unit, int key0, uint32_t tile) {
     const int low = unit.lowKey - key0, high = unit.keyEnd - key0;
     const bool atLow = low > 0 && low < kKeys && low % kBox != 0;
     const bool atHigh = high < kKeys && high % kBox != 0;
@@ -355,7 +391,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
            i += kWarpgroup) {
         const int row = i / kChunks, chunk = i % kChunks;  // a whole row: in any order
         asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(
-                         values + chunk / 8 * C::kPanelBytes + row * kTileWidth + chunk % 8 * 16),
+                         values.at(tile) + chunk / 8 * C::kPanelBytes + row * kTileWidth + chunk % 8 * 16),
                      "r"(0)
                      : "memory");
       }
@@ -365,30 +401,26 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     fenceForAsync();
     syncSome<kWarpgroup>(kBarrierOfWarpgroup + warpgroup);
   };
-  const auto release = [&](uint32_t empty, uint32_t tile) {
-    if (lane == 0) barrierArrive(empty + 8 * (tile % kStages));
-  };
-  const auto waitFor = [&](uint32_t full, uint32_t tile) {
-    barrierWait(full + 8 * (tile % kStages), tile / kStages % 2);
+  const auto release = [&](uint32_t empty) {
+    if (lane == 0) barrierArrive(empty);
   };
 
   float s[kKeys / 2], o[C::kDim / 2];
   uint32_t q[kSteps][4], p[kKeySteps][4];
   const auto multiplyKeys = [&](uint32_t tile) {
-    const uint64_t keys = rowsOf128Bytes(base + tile % kStages * C::kTileBytes);
+    const uint64_t b = rowsOf128Bytes(keys.at(tile));
 #pragma unroll
     for (int k = 0; k < kSteps; k++) {  // 16 columns on
       FragmentProducts<Factor, kKeys, false>::add(
-          s, q[k], advanced(keys, k / 4 * C::kPanelBytes + k % 4 * 32), k > 0);
+          s, q[k], advanced(b, k / 4 * C::kPanelBytes + k % 4 * 32), k > 0);
     }
     productsCommit();
   };
   const auto multiplyValues = [&](uint32_t tile, bool more) {
-    const uint64_t values = panelsOf128Bytes(base + C::kValuesAt + tile % kStages * C::kTileBytes,
-                                             C::kPanelBytes);
+    const uint64_t b = panelsOf128Bytes(values.at(tile), C::kPanelBytes);
 #pragma unroll
     for (int k = 0; k < kKeySteps; k++) {  // 16 rows on
-      FragmentProducts<Factor, C::kDim, true>::add(o, p[k], advanced(values, k * 16 * kTileWidth),
+      FragmentProducts<Factor, C::kDim, true>::add(o, p[k], advanced(b, k * 16 * kTileWidth),
                                               more || k > 0);
     }
     productsCommit();
@@ -464,18 +496,18 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 
     float keep[2];
     int key0 = unit.keyBegin;
-    waitFor(keysFull, tile);
+    keys.waitFull(tile);
     productsBegin();
     multiplyKeys(tile);
     productsWait<0>();
     holdRegisters(s);
-    release(keysEmpty, tile);
+    release(keys.empty(tile));
     weigh(key0, keep);
     packWeights();
-    waitFor(valuesFull, tile);
+    values.waitFull(tile);
     for (bool more = false; key0 + kKeys < unit.keyEnd; more = true) {
-      mendValues(unit, key0, base + C::kValuesAt + tile % kStages * C::kTileBytes);
-      waitFor(keysFull, tile + 1);
+      mendValues(unit, key0, tile);
+      keys.waitFull(tile + 1);
       if constexpr (C::kTurns) syncSome<2 * kWarpgroup>(kBarrierOfTurn + warpgroup);
       productsBegin();
       multiplyKeys(tile + 1);
@@ -485,16 +517,16 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       }
       productsWait<1>();
       holdRegisters(s);
-      release(keysEmpty, tile + 1);
+      release(keys.empty(tile + 1));
       key0 += kKeys;
       weigh(key0, keep);
       holdRegisters(s);
       // Here and not in the next round: ptxas moves no wait for products above a loop, but else above the
       // softmax that is to run beside them.
-      waitFor(valuesFull, tile + 1);
+      values.waitFull(tile + 1);
       productsWait<0>();
       holdRegisters(o);
-      release(valuesEmpty, tile);
+      release(values.empty(tile));
       tile++;
       if (__any_sync(kAll, keep[0] != 1.0f || keep[1] != 1.0f)) {
 #pragma unroll
@@ -502,12 +534,12 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       }
       packWeights();
     }
-    mendValues(unit, key0, base + C::kValuesAt + tile % kStages * C::kTileBytes);
+    mendValues(unit, key0, tile);
     productsBegin();
     multiplyValues(tile, key0 != unit.keyBegin);
     productsWait<0>();
     holdRegisters(o);
-    release(valuesEmpty, tile);
+    release(values.empty(tile));
     tile++;
 
     sum[0] = quadSum(sum[0]);
@@ -604,17 +636,23 @@ PrefillKernel variantOf(const char* name) {
           run};
 }
 
-template <typename T, bool kFp8, bool kTurns>
+template <typename T, bool kFp8, int kValueStages, bool kTurns, bool kKeysAhead>
 PrefillKernel ofDim(int dim, const char* name) {
-  return dim == 64 ? variantOf<Config<T, kFp8, 64, 128, 2, kTurns>>(name)
-                   : variantOf<Config<T, kFp8, 128, 128, 2, kTurns>>(name);
+  return dim == 64 ? variantOf<Config<T, kFp8, 64, 128, 2, kValueStages, kTurns, kKeysAhead>>(name)
+                   : variantOf<Config<T, kFp8, 128, 128, 2, kValueStages, kTurns, kKeysAhead>>(name);
 }
 
 template <typename T, bool kFp8>
 PrefillKernel pick(int dim, int variant) {
-  if (variant == 0) return ofDim<T, kFp8, true>(dim, "wgmma, 128 keys, in turns");
+  // As many as there is room for: values are released late.
+  constexpr int kValueStages = kFp8 ? 2 : 3;
+  if (variant == 0) return ofDim<T, kFp8, kValueStages, true, true>(dim, "wgmma, in turns");
 #ifdef MILLRACE_ATTENTION_EXPERIMENTS
-  if (variant == 1) return ofDim<T, kFp8, false>(dim, "wgmma, 128 keys");
+  if (variant == 1) return ofDim<T, kFp8, kValueStages, false, true>(dim, "wgmma, without turns");
+  if constexpr (!kFp8) {
+    if (variant == 2) return ofDim<T, false, 2, true, true>(dim, "wgmma, 2 stages of values");
+    if (variant == 3) return ofDim<T, false, 2, true, false>(dim, "wgmma, keys behind values");
+  }
 #endif
   return {};
 }
