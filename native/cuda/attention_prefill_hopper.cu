@@ -391,7 +391,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
            i += kWarpgroup) {
         const int row = i / kChunks, chunk = i % kChunks;  // a whole row: in any order
         asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(
-                         values.at(tile) + chunk / 8 * C::kPanelBytes + row * kTileWidth + chunk % 8 * 16),
+                         values.at(tile) + chunk / 8 * C::kPanelBytes + row * kTileWidth +
+                         chunk % 8 * 16),
                      "r"(0)
                      : "memory");
       }
@@ -407,8 +408,11 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 
   float s[kKeys / 2], o[C::kDim / 2];
   uint32_t q[kSteps][4], p[kKeySteps][4];
+  // The compiler sees that all lanes have the same then, and keeps descriptors where the products read
+  // them: else it moves each there, between the turn and the first product.
+  const auto same = [&](uint32_t address) { return __shfl_sync(kAll, address, 0); };
   const auto multiplyKeys = [&](uint32_t tile) {
-    const uint64_t b = rowsOf128Bytes(keys.at(tile));
+    const uint64_t b = rowsOf128Bytes(same(keys.at(tile)));
 #pragma unroll
     for (int k = 0; k < kSteps; k++) {  // 16 columns on
       FragmentProducts<Factor, kKeys, false>::add(
@@ -417,11 +421,11 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     productsCommit();
   };
   const auto multiplyValues = [&](uint32_t tile, bool more) {
-    const uint64_t b = panelsOf128Bytes(values.at(tile), C::kPanelBytes);
+    const uint64_t b = panelsOf128Bytes(same(values.at(tile)), C::kPanelBytes);
 #pragma unroll
     for (int k = 0; k < kKeySteps; k++) {  // 16 rows on
       FragmentProducts<Factor, C::kDim, true>::add(o, p[k], advanced(b, k * 16 * kTileWidth),
-                                              more || k > 0);
+                                                   more || k > 0);
     }
     productsCommit();
   };
@@ -462,6 +466,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           if (key > at || (a.window > 0 && key <= at - a.window)) s[i] = -INFINITY;
         }
       }
+      // Both rows' maxima first: their chains of dependent instructions run side by side.
+      float offset[2];
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         float newTop = top[half];
@@ -469,15 +475,18 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         for (int i = 2 * half; i < kKeys / 2; i += 4) newTop = fmaxf(newTop, fmaxf(s[i], s[i + 1]));
         newTop = quadMax(newTop);
         // Rounded, so that it is exactly 1 where the maximum stays, and nothing has to be corrected.
-        const float offset = __fmul_rn(finiteOr0(newTop), a.scaleLog2);
-        keep[half] = exp2Fast(__fmul_rn(top[half], a.scaleLog2) - offset);
+        offset[half] = __fmul_rn(finiteOr0(newTop), a.scaleLog2);
+        keep[half] = exp2Fast(__fmul_rn(top[half], a.scaleLog2) - offset[half]);
         top[half] = newTop;
+      }
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
         float more = 0;
 #pragma unroll
         for (int i = 2 * half; i < kKeys / 2; i += 4) {
 #pragma unroll
           for (int j = i; j < i + 2; j++) {
-            s[j] = exp2Fast(fmaf(s[j], a.scaleLog2, -offset));
+            s[j] = exp2Fast(fmaf(s[j], a.scaleLog2, -offset[half]));
             more += s[j];
           }
         }
@@ -520,15 +529,16 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       release(keys.empty(tile + 1));
       key0 += kKeys;
       weigh(key0, keep);
-      holdRegisters(s);
-      // Here and not in the next round: ptxas moves no wait for products above a loop, but else above the
-      // softmax that is to run beside them.
+      // Of the sums, too, though none is below 0: ptxas moves the waits above the softmax, which is to run
+      // beside the products, but not above a vote that needs all of it.
+      const bool corrects =
+          __any_sync(kAll, keep[0] != 1.0f || keep[1] != 1.0f || fminf(sum[0], sum[1]) < 0.0f);
       values.waitFull(tile + 1);
       productsWait<0>();
       holdRegisters(o);
       release(values.empty(tile));
       tile++;
-      if (__any_sync(kAll, keep[0] != 1.0f || keep[1] != 1.0f)) {
+      if (corrects) {
 #pragma unroll
         for (int i = 0; i < C::kDim / 2; i++) o[i] *= keep[i / 2 % 2];
       }
