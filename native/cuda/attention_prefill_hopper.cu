@@ -25,7 +25,7 @@ constexpr int kBox = 16;
 // Units that are described at a time, each by a lane; 32 would leave no room for staging.
 constexpr int kBatch = 16;
 // Warps that convert e4m3.
-constexpr int kConverters = 2;
+[[maybe_unused]] constexpr int kConverters = 2;
 
 // An item and a KV head.
 struct Unit {
@@ -86,8 +86,12 @@ struct Ring {
       barrierInit(empty(tile), emptiers);
     }
   }
-  __device__ __forceinline__ uint32_t at(uint32_t tile) const { return tiles + tile % kStages * kBytes; }
-  __device__ __forceinline__ uint32_t full(uint32_t tile) const { return barriers + tile % kStages * 16; }
+  __device__ __forceinline__ uint32_t at(uint32_t tile) const {
+    return tiles + tile % kStages * kBytes;
+  }
+  __device__ __forceinline__ uint32_t full(uint32_t tile) const {
+    return barriers + tile % kStages * 16;
+  }
   __device__ __forceinline__ uint32_t empty(uint32_t tile) const { return full(tile) + 8; }
   __device__ __forceinline__ void waitFull(uint32_t tile) const {
     barrierWait(full(tile), tile / kStages % 2);
@@ -529,8 +533,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       release(keys.empty(tile + 1));
       key0 += kKeys;
       weigh(key0, keep);
-      // Of the sums, too, though none is below 0: ptxas moves the waits above the softmax, which is to run
-      // beside the products, but not above a vote that needs all of it.
+      // Of the sums, too, though none is below 0: ptxas moves the waits above the softmax, which is to
+      // run beside the products, but not above a vote that needs all of it.
       const bool corrects =
           __any_sync(kAll, keep[0] != 1.0f || keep[1] != 1.0f || fminf(sum[0], sum[1]) < 0.0f);
       values.waitFull(tile + 1);

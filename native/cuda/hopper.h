@@ -12,9 +12,9 @@ bool hopperAvailable();
 // Bytes of a row of a tile, the width of the swizzle.
 constexpr int kTileWidth = 128;
 
-// Tiles of `tileRows` x `rowBytes` of `rows` x `columns` elements of `size` bytes, `stride` elements from
-// row to row; zeros beyond them. In shared memory rows of kTileWidth have the 128-byte swizzle, and shorter
-// ones lie one behind the other as they are.
+// Tiles of `tileRows` x `rowBytes` of `rows` x `columns` elements of `size` bytes, `stride` elements
+// from row to row; zeros beyond them. In shared memory rows of kTileWidth have the 128-byte swizzle,
+// and shorter ones lie one behind the other as they are.
 CUtensorMap tileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
                     int64_t stride, int tileRows, int rowBytes = kTileWidth);
 
