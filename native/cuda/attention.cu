@@ -49,13 +49,12 @@ int residentBlocks(Function function, int threads, size_t sharedBytes, int sms, 
   return blocks * sms;
 }
 
-// Hopper's kernels come first where there are any.
+// Hopper's kernel comes first where there is one.
 PrefillKernel choosePrefill(const AttentionShape& shape, int variant) {
-  constexpr int kHopperVariants = 2;
   const int dim = paddedDim(shape.headStride);
-  if (dim <= 128 && !shape.fp8 && hopperAvailable()) {
-    if (variant < kHopperVariants) return hopperPrefillKernel(shape.elem, dim, variant);
-    variant -= kHopperVariants;
+  if (dim <= 128 && hopperAvailable()) {
+    if (variant == 0) return hopperPrefillKernel(shape.elem, shape.fp8, dim);
+    variant--;
   }
   return prefillKernel(shape.elem, shape.fp8, dim, variant);
 }

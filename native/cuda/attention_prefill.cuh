@@ -33,7 +33,7 @@ struct PrefillKernel {
 };
 // dim: 64, 128 or 256, at least headStride. function is null where there is no such variant.
 PrefillKernel prefillKernel(Elem elem, bool fp8, int dim, int variant);
-// By the products of Hopper (hopperAvailable), dim 64 or 128, keys and values as wide as `elem`.
-PrefillKernel hopperPrefillKernel(Elem elem, int dim, int variant);
+// By the products of Hopper (hopperAvailable), dim 64 or 128.
+PrefillKernel hopperPrefillKernel(Elem elem, bool fp8, int dim);
 
 }  // namespace millrace::cuda

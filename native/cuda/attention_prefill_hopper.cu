@@ -1,13 +1,15 @@
 // Attention of chunks of a prompt on Hopper, after FlashAttention-3 (Shah et al. 2024): one warp copies
 // tiles of keys and values, two warpgroups multiply 64 rows each. A warpgroup issues the scores of the
-// next tile before the weighted values of this one, and one computes its softmax while the other
-// multiplies. Blocks stay for all their units, so that the first tiles of one are copied while the last
-// of another is worked on. Rows and items are those of attention_prefill.cu.
+// next tile before the weighted values of this one, and computes its softmax while these and the other
+// warpgroup's are multiplied. Blocks stay for all their units, so that the first tiles of one are copied while the last
+// of another is worked on. Keys and values in e4m3 are copied to a staging tile, and two warps convert
+// them to the float16 that is multiplied. Rows and items are those of attention_prefill.cu.
 #include <algorithm>
 
 #include "attention_mma.cuh"
 #include "attention_parts.cuh"
 #include "attention_prefill.cuh"
+#include "e4m3.cuh"
 #include "hopper.cuh"
 #include "hopper.h"
 #include "launch.h"
@@ -20,8 +22,10 @@ namespace {
 constexpr int kWarpgroup = 128;
 // The tokens of a copy: whatever the size of the cache's blocks, so many lie together.
 constexpr int kBox = 16;
-// Units that are described at a time, one by each lane.
-constexpr int kBatch = 32;
+// Units that are described at a time, each by a lane; 32 would leave no room for staging.
+constexpr int kBatch = 16;
+// Warps that convert e4m3.
+[[maybe_unused]] constexpr int kConverters = 2;
 
 // An item and a KV head.
 struct Unit {
@@ -36,28 +40,61 @@ struct Unit {
 };
 static_assert(sizeof(Unit) % 16 == 0);
 
-// kTurns: warpgroups issue their products in turns.
-template <typename T_, int kDim_, int kKeys_, int kStages_, bool kTurns_>
+template <typename T_, bool kFp8_, int kDim_>
 struct Config {
   using T = T_;
-  static constexpr int kDim = kDim_, kKeys = kKeys_, kStages = kStages_, kWarpgroups = 2;
-  static constexpr bool kTurns = kTurns_;
+  static constexpr bool kFp8 = kFp8_;
+  using Factor = typename ComputeOf<T, kFp8>::Type;  // what products multiply
+  static constexpr int kDim = kDim_, kKeys = 128, kWarpgroups = 2;
+  // Of values as many as there is room for: they are released late.
+  static constexpr int kStages = 2, kValueStages = kFp8 ? 2 : 3;
   static constexpr int kRows = 64 * kWarpgroups, kWarps = 4 * kWarpgroups;
   static constexpr int kThreads = kWarpgroup * (kWarpgroups + 1);
   // A tile of keys or values is panels of 64 columns, kKeys rows of 128 bytes each.
   static constexpr int kPanels = kDim / 64, kPanelBytes = kKeys * kTileWidth;
   static constexpr int kTileBytes = kPanels * kPanelBytes;
   static constexpr int kRowBytes = kDim * 2;
+  // Of a tile as it is copied: one stage of e4m3, in panels of 64 columns as well, or the tile itself.
+  static constexpr int kCopyBytes = kFp8 ? kTileBytes / 2 : kTileBytes;
   static constexpr int kValuesAt = kStages * kTileBytes;
   // Each warp's 16 rows of the next queries, and of results on their way out.
-  static constexpr int kQueriesAt = 2 * kStages * kTileBytes;
+  static constexpr int kQueriesAt = (kStages + kValueStages) * kTileBytes;
   static constexpr int kResultsAt = kQueriesAt + kRows * kRowBytes;
-  static constexpr int kUnitsAt = kResultsAt + kRows * kRowBytes;
+  static constexpr int kStagingAt = kResultsAt + kRows * kRowBytes;
+  static constexpr int kUnitsAt = kStagingAt + (kFp8 ? 2 * kCopyBytes : 0);
   static constexpr int kBarriersAt = kUnitsAt + 2 * kBatch * sizeof(Unit);
-  static constexpr int kBarriers = 4 * kStages + 4;
+  static constexpr int kBarriers = 2 * (kStages + kValueStages) + 8;
   static constexpr int kSharedBytes = kBarriersAt + 8 * kBarriers + 1024;  // alignment
+  static_assert(kSharedBytes + 16 <= 227 << 10, "an SM's, with what is declared in the kernel");
   static_assert(kKeys % kBox == 0 && kKeys / kBox <= 32, "a lane knows the place of each box");
-  static_assert((kStages & (kStages - 1)) == 0, "tiles are counted through");
+};
+
+// Tiles in shared memory that some warps fill and others empty, in turn. Counted through all of a block.
+template <int kStages_, int kBytes>
+struct Ring {
+  static constexpr uint32_t kStages = kStages_;
+  static constexpr uint32_t kBarrierBytes = 16 * kStages;
+  uint32_t tiles, barriers;
+
+  __device__ __forceinline__ void init(int fillers, int emptiers) const {
+    for (uint32_t tile = 0; tile < kStages; tile++) {
+      barrierInit(full(tile), fillers);
+      barrierInit(empty(tile), emptiers);
+    }
+  }
+  __device__ __forceinline__ uint32_t at(uint32_t tile) const {
+    return tiles + tile % kStages * kBytes;
+  }
+  __device__ __forceinline__ uint32_t full(uint32_t tile) const {
+    return barriers + tile % kStages * 16;
+  }
+  __device__ __forceinline__ uint32_t empty(uint32_t tile) const { return full(tile) + 8; }
+  __device__ __forceinline__ void waitFull(uint32_t tile) const {
+    barrierWait(full(tile), tile / kStages % 2);
+  }
+  __device__ __forceinline__ void waitEmpty(uint32_t tile) const {
+    if (tile >= kStages) barrierWait(empty(tile), (tile / kStages - 1) % 2);
+  }
 };
 
 template <class C>
@@ -95,13 +132,9 @@ template <int kThreads>
 __device__ __forceinline__ void syncSome(int barrier) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
-template <int kThreads>
-__device__ __forceinline__ void arriveSome(int barrier) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
-}
 
 // Numbers of barriers of some warps; of those with a warpgroup in mind, the first.
-enum { kBarrierOfConsumers = 1, kBarrierOfTurn = 2, kBarrierOfWarpgroup = 5 };
+enum { kBarrierOfConsumers = 1, kBarrierOfWarpgroup = 2 };
 
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1)
@@ -109,28 +142,36 @@ __global__ void __launch_bounds__(C::kThreads, 1)
                           const __grid_constant__ CUtensorMap valueMap, PrefillArgs a, int units) {
 #if defined(MILLRACE_HOPPER)
   using T = typename C::T;
+  using Factor = typename C::Factor;
   constexpr int kKeys = C::kKeys, kRowBytes = C::kRowBytes;
-  constexpr uint32_t kStages = C::kStages;
   extern __shared__ uint8_t raw[];
   uint8_t* const shared = raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
   const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   Unit* const described = reinterpret_cast<Unit*>(shared + C::kUnitsAt);
-  const uint32_t barriers = base + C::kBarriersAt;
-  const uint32_t keysFull = barriers, keysEmpty = keysFull + 8 * kStages;
-  const uint32_t valuesFull = keysEmpty + 8 * kStages, valuesEmpty = valuesFull + 8 * kStages;
-  const uint32_t unitsFull = valuesEmpty + 8 * kStages, unitsEmpty = unitsFull + 16;
+  const uint32_t unitsFull = base + C::kBarriersAt, unitsEmpty = unitsFull + 16;
+  using Keys = Ring<C::kStages, C::kTileBytes>;
+  using Values = Ring<C::kValueStages, C::kTileBytes>;
+  using Staging = Ring<1, C::kCopyBytes>;
+  const Keys keys = {base, unitsEmpty + 16};
+  const Values values = {base + C::kValuesAt, keys.barriers + Keys::kBarrierBytes};
+  const Staging stagedKeys = {base + C::kStagingAt, values.barriers + Values::kBarrierBytes};
+  const Staging stagedValues = {stagedKeys.tiles + C::kCopyBytes,
+                                stagedKeys.barriers + Staging::kBarrierBytes};
 
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  int lane;  // of the warp; by an instruction that ptxas repeats rather than keep a register for it
+  asm("mov.u32 %0, %%laneid;" : "=r"(lane));
   if (threadIdx.x == 0) {
-    for (uint32_t i = 0; i < kStages; i++) {
-      barrierInit(keysFull + 8 * i, 1);
-      barrierInit(keysEmpty + 8 * i, C::kWarps);
-      barrierInit(valuesFull + 8 * i, 1);
-      barrierInit(valuesEmpty + 8 * i, C::kWarps);
+    constexpr int kFillers = C::kFp8 ? kConverters : 1;
+    keys.init(kFillers, C::kWarps);
+    values.init(kFillers, C::kWarps);
+    if constexpr (C::kFp8) {
+      stagedKeys.init(1, kConverters);
+      stagedValues.init(1, kConverters);
     }
     for (int i = 0; i < 2; i++) {
       barrierInit(unitsFull + 8 * i, kBatch);
-      barrierInit(unitsEmpty + 8 * i, C::kWarps + 1);
+      barrierInit(unitsEmpty + 8 * i, C::kWarps + 1 + (C::kFp8 ? kConverters : 0));
     }
     barrierInitFence();
   }
@@ -162,11 +203,13 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       for (int first = 0; exists(first); first += kBatch) {
         const int batch = first / kBatch, round = first + lane;
         if (batch >= 2) barrierWait(unitsEmpty + 8 * (batch % 2), (batch / 2 - 1) % 2);
+        if (lane >= kBatch) continue;
         if (exists(round)) described[round % (2 * kBatch)] = unitOf<C>(a, numberOf(round));
         barrierArrive(unitsFull + 8 * (batch % 2));
       }
     } else if (warp == C::kWarps) {
-      constexpr int kBoxes = kKeys / kBox, kBoxBytes = kBox * kTileWidth;
+      constexpr int kBoxes = kKeys / kBox, kPanelBytes = C::kCopyBytes / C::kPanels;
+      constexpr int kBoxBytes = kPanelBytes / kBoxes;
       if (lane == 0) {
         prefetchMap(&keyMap);
         prefetchMap(&valueMap);
@@ -181,7 +224,35 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       int round = 0, key = unitAt(0).keyBegin + lane * kBox;
       int id = blockIdOf(described[0], key);
       waitForPrevious();
-      for (uint32_t tile = 0; exists(round); tile++) {
+      const auto copy = [&](const CUtensorMap& map, uint32_t tile, int place, const auto& ring) {
+        int rows[kBoxes];
+#pragma unroll
+        for (int box = 0; box < kBoxes; box++) rows[box] = __shfl_sync(kAll, place, box);
+        ring.waitEmpty(tile);
+        if (lane == 0) {
+          barrierExpect(ring.full(tile), C::kCopyBytes);
+#pragma unroll
+          for (int box = 0; box < kBoxes; box++) {
+#pragma unroll
+            for (int panel = 0; panel < C::kPanels; panel++) {
+              copyTile(ring.at(tile) + panel * kPanelBytes + box * kBoxBytes, &map, panel * 64,
+                       rows[box], ring.full(tile));
+            }
+          }
+        }
+        __syncwarp();
+      };
+      const auto copyKeys = [&](uint32_t tile, int place) {
+        if constexpr (C::kFp8) copy(keyMap, tile, place, stagedKeys);
+        else copy(keyMap, tile, place, keys);
+      };
+      const auto copyValues = [&](uint32_t tile, int place) {
+        if constexpr (C::kFp8) copy(valueMap, tile, place, stagedValues);
+        else copy(valueMap, tile, place, values);
+      };
+      uint32_t tile = 0;
+      int placeBefore = 0;
+      for (; exists(round); tile++) {
         const Unit& unit = described[round % (2 * kBatch)];
         const int place =
             wanted(unit, key)
@@ -196,30 +267,71 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           key = (last ? next.keyBegin : endOfTile) + lane * kBox;
           id = blockIdOf(next, key);
         }
-        int rows[kBoxes];
-#pragma unroll
-        for (int box = 0; box < kBoxes; box++) rows[box] = __shfl_sync(kAll, place, box);
-        const uint32_t stage = tile % kStages;
-        const auto copy = [&](const CUtensorMap& map, uint32_t to, uint32_t full, uint32_t empty) {
-          if (tile >= kStages) barrierWait(empty + 8 * stage, (tile / kStages - 1) % 2);
-          if (lane == 0) {
-            barrierExpect(full + 8 * stage, C::kTileBytes);
-#pragma unroll
-            for (int box = 0; box < kBoxes; box++) {
-#pragma unroll
-              for (int panel = 0; panel < C::kPanels; panel++) {
-                copyTile(to + stage * C::kTileBytes + panel * C::kPanelBytes + box * kBoxBytes, &map,
-                         panel * 64, rows[box], full + 8 * stage);
-              }
-            }
-          }
-          __syncwarp();
-        };
-        copy(keyMap, base, keysFull, keysEmpty);
-        copy(valueMap, base + C::kValuesAt, valuesFull, valuesEmpty);
+        // As they are multiplied. Behind its values a tile's keys would wait until the softmax is over
+        // that runs beside the products with older values.
+        copyKeys(tile, place);
+        if (tile > 0) copyValues(tile - 1, placeBefore);
+        placeBefore = place;
         if (last && lane == 0) releaseUnit(round);
         round = nextRound;
       }
+      copyValues(tile - 1, placeBefore);
+    } else if constexpr (C::kFp8) {
+      // Eight rows of 64 e4m3 at a time, 16 bytes a lane, become eight rows of 128 bytes with their
+      // swizzle. Eight neighboring lanes have two rows: they read and write all banks once.
+      constexpr int kSteps = C::kCopyBytes / 512 / kConverters, kAhead = 2;
+      static_assert(kSteps % kAhead == 0);
+      const int part = warp - C::kWarps - 2;
+      const uint32_t source = part * kSteps * 512 + lane * 16;
+      const uint32_t target = part * kSteps * 1024 + swizzled<kTileWidth>(lane / 4, 2 * (lane % 4));
+      const auto load = [&](uint32_t (&w)[4], uint32_t from) {
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+                     : "r"(from)
+                     : "memory");
+      };
+      const auto store = [&](uint32_t to, uint32_t a, uint32_t b) {
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to),
+                     "r"(halvesOfE4m3(a & 0xffff)), "r"(halvesOfE4m3(a >> 16)),
+                     "r"(halvesOfE4m3(b & 0xffff)), "r"(halvesOfE4m3(b >> 16))
+                     : "memory");
+      };
+      const auto convert = [&](uint32_t tile, const Staging& staged, const auto& ring) {
+        ring.waitEmpty(tile);
+        staged.waitFull(tile);
+        uint32_t from = staged.at(tile) + source, to = ring.at(tile) + target;
+        uint32_t w[kAhead][4];
+#pragma unroll
+        for (int j = 0; j < kAhead; j++) load(w[j], from + j * 512);
+#pragma unroll 1
+        for (int i = kSteps; i > 0; i -= kAhead, to += kAhead * 1024) {
+          from += kAhead * 512;
+#pragma unroll
+          for (int j = 0; j < kAhead; j++) {
+            store(to + j * 1024, w[j][0], w[j][1]);
+            store((to ^ 16) + j * 1024, w[j][2], w[j][3]);
+            if (i > kAhead) load(w[j], from + j * 512);
+          }
+        }
+        fenceForAsync();
+        __syncwarp();
+        if (lane == 0) {
+          barrierArrive(staged.empty(tile));
+          barrierArrive(ring.full(tile));
+        }
+      };
+      // In the order in which they are copied.
+      uint32_t tile = 0;
+      for (int round = 0; exists(round); round++) {
+        const Unit& unit = unitAt(round);
+        for (int key = unit.keyBegin; key < unit.keyEnd; key += kKeys, tile++) {
+          convert(tile, stagedKeys, keys);
+          if (tile > 0) convert(tile - 1, stagedValues, values);
+        }
+        __syncwarp();
+        if (lane == 0) releaseUnit(round);
+      }
+      convert(tile - 1, stagedValues, values);
     }
     return;
   }
@@ -265,7 +377,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 
   // Values of keys that no row sees may be anything, and 0 times infinity is not 0: in a box of which
   // some are seen they become zeros. Every warpgroup does it, as none waits for the other.
-  const auto mendValues = [&](const Unit& unit, int key0, uint32_t values) {
+  const auto mendValues = [&](const Unit& unit, int key0, uint32_t tile) {
     const int low = unit.lowKey - key0, high = unit.keyEnd - key0;
     const bool atLow = low > 0 && low < kKeys && low % kBox != 0;
     const bool atHigh = high < kKeys && high % kBox != 0;
@@ -276,7 +388,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
            i += kWarpgroup) {
         const int row = i / kChunks, chunk = i % kChunks;  // a whole row: in any order
         asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(
-                         values + chunk / 8 * C::kPanelBytes + row * kTileWidth + chunk % 8 * 16),
+                         values.at(tile) + chunk / 8 * C::kPanelBytes + row * kTileWidth +
+                         chunk % 8 * 16),
                      "r"(0)
                      : "memory");
       }
@@ -286,38 +399,34 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     fenceForAsync();
     syncSome<kWarpgroup>(kBarrierOfWarpgroup + warpgroup);
   };
-  const auto release = [&](uint32_t empty, uint32_t tile) {
-    if (lane == 0) barrierArrive(empty + 8 * (tile % kStages));
-  };
-  const auto waitFor = [&](uint32_t full, uint32_t tile) {
-    barrierWait(full + 8 * (tile % kStages), tile / kStages % 2);
+  const auto release = [&](uint32_t empty) {
+    if (lane == 0) barrierArrive(empty);
   };
 
   float s[kKeys / 2], o[C::kDim / 2];
   uint32_t q[kSteps][4], p[kKeySteps][4];
+  // The compiler sees that all lanes have the same then, and keeps descriptors where the products read
+  // them: else it moves each there, ahead of the first product.
+  const auto same = [&](uint32_t address) { return __shfl_sync(kAll, address, 0); };
   const auto multiplyKeys = [&](uint32_t tile) {
-    const uint64_t keys = rowsOf128Bytes(base + tile % kStages * C::kTileBytes);
+    const uint64_t b = rowsOf128Bytes(same(keys.at(tile)));
 #pragma unroll
     for (int k = 0; k < kSteps; k++) {  // 16 columns on
-      FragmentProducts<T, kKeys, false>::add(
-          s, q[k], advanced(keys, k / 4 * C::kPanelBytes + k % 4 * 32), k > 0);
+      FragmentProducts<Factor, kKeys, false>::add(
+          s, q[k], advanced(b, k / 4 * C::kPanelBytes + k % 4 * 32), k > 0);
     }
     productsCommit();
   };
   const auto multiplyValues = [&](uint32_t tile, bool more) {
-    const uint64_t values = panelsOf128Bytes(base + C::kValuesAt + tile % kStages * C::kTileBytes,
-                                             C::kPanelBytes);
+    const uint64_t b = panelsOf128Bytes(same(values.at(tile)), C::kPanelBytes);
 #pragma unroll
     for (int k = 0; k < kKeySteps; k++) {  // 16 rows on
-      FragmentProducts<T, C::kDim, true>::add(o, p[k], advanced(values, k * 16 * kTileWidth),
-                                              more || k > 0);
+      FragmentProducts<Factor, C::kDim, true>::add(o, p[k], advanced(b, k * 16 * kTileWidth),
+                                                   more || k > 0);
     }
     productsCommit();
   };
 
-  if constexpr (C::kTurns) {
-    if (warpgroup == C::kWarpgroups - 1) arriveSome<2 * kWarpgroup>(kBarrierOfTurn);
-  }
   copyQueries(0);
   uint32_t tile = 0;  // of all that this block works on
   for (int round = 0; exists(round); round++) {
@@ -327,6 +436,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 #pragma unroll
     for (int k = 0; k < kSteps; k++) {
       ldmatrix4(q[k], (queries + laneOfValues<kRowBytes>(lane)) ^ (k << 5));
+#pragma unroll
+      for (int i = 0; i < 4; i++) q[k][i] = converted<T, Factor>(q[k][i]);
     }
     __syncwarp();
     if (exists(round + 1)) copyQueries(round + 1);
@@ -349,6 +460,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           if (key > at || (a.window > 0 && key <= at - a.window)) s[i] = -INFINITY;
         }
       }
+      // Both rows' maxima first: their chains of dependent instructions run side by side.
+      float offset[2];
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         float newTop = top[half];
@@ -356,15 +469,18 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         for (int i = 2 * half; i < kKeys / 2; i += 4) newTop = fmaxf(newTop, fmaxf(s[i], s[i + 1]));
         newTop = quadMax(newTop);
         // Rounded, so that it is exactly 1 where the maximum stays, and nothing has to be corrected.
-        const float offset = __fmul_rn(finiteOr0(newTop), a.scaleLog2);
-        keep[half] = exp2Fast(__fmul_rn(top[half], a.scaleLog2) - offset);
+        offset[half] = __fmul_rn(finiteOr0(newTop), a.scaleLog2);
+        keep[half] = exp2Fast(__fmul_rn(top[half], a.scaleLog2) - offset[half]);
         top[half] = newTop;
+      }
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
         float more = 0;
 #pragma unroll
         for (int i = 2 * half; i < kKeys / 2; i += 4) {
 #pragma unroll
           for (int j = i; j < i + 2; j++) {
-            s[j] = exp2Fast(fmaf(s[j], a.scaleLog2, -offset));
+            s[j] = exp2Fast(fmaf(s[j], a.scaleLog2, -offset[half]));
             more += s[j];
           }
         }
@@ -375,56 +491,55 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 #pragma unroll
       for (int k = 0; k < kKeySteps; k++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) p[k][i] = Half2<T>::pack(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+        for (int i = 0; i < 4; i++) {
+          p[k][i] = Half2<Factor>::pack(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+        }
       }
     };
 
     float keep[2];
     int key0 = unit.keyBegin;
-    waitFor(keysFull, tile);
+    keys.waitFull(tile);
     productsBegin();
     multiplyKeys(tile);
     productsWait<0>();
     holdRegisters(s);
-    release(keysEmpty, tile);
+    release(keys.empty(tile));
     weigh(key0, keep);
     packWeights();
-    waitFor(valuesFull, tile);
+    values.waitFull(tile);
     for (bool more = false; key0 + kKeys < unit.keyEnd; more = true) {
-      mendValues(unit, key0, base + C::kValuesAt + tile % kStages * C::kTileBytes);
-      waitFor(keysFull, tile + 1);
-      if constexpr (C::kTurns) syncSome<2 * kWarpgroup>(kBarrierOfTurn + warpgroup);
+      mendValues(unit, key0, tile);
+      keys.waitFull(tile + 1);
       productsBegin();
       multiplyKeys(tile + 1);
       multiplyValues(tile, more);
-      if constexpr (C::kTurns) {
-        arriveSome<2 * kWarpgroup>(kBarrierOfTurn + (warpgroup + 1) % C::kWarpgroups);
-      }
       productsWait<1>();
       holdRegisters(s);
-      release(keysEmpty, tile + 1);
+      release(keys.empty(tile + 1));
       key0 += kKeys;
       weigh(key0, keep);
-      holdRegisters(s);
-      // Here and not in the next round: ptxas moves no wait for products above a loop, but else above the
-      // softmax that is to run beside them.
-      waitFor(valuesFull, tile + 1);
+      // Of the sums, too, though none is below 0: ptxas moves the waits above the softmax, which is to
+      // run beside the products, but not above a vote that needs all of it.
+      const bool corrects =
+          __any_sync(kAll, keep[0] != 1.0f || keep[1] != 1.0f || fminf(sum[0], sum[1]) < 0.0f);
+      values.waitFull(tile + 1);
       productsWait<0>();
       holdRegisters(o);
-      release(valuesEmpty, tile);
+      release(values.empty(tile));
       tile++;
-      if (__any_sync(kAll, keep[0] != 1.0f || keep[1] != 1.0f)) {
+      if (corrects) {
 #pragma unroll
         for (int i = 0; i < C::kDim / 2; i++) o[i] *= keep[i / 2 % 2];
       }
       packWeights();
     }
-    mendValues(unit, key0, base + C::kValuesAt + tile % kStages * C::kTileBytes);
+    mendValues(unit, key0, tile);
     productsBegin();
     multiplyValues(tile, key0 != unit.keyBegin);
     productsWait<0>();
     holdRegisters(o);
-    release(valuesEmpty, tile);
+    release(values.empty(tile));
     tile++;
 
     sum[0] = quadSum(sum[0]);
@@ -501,43 +616,36 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 }
 
 template <class C>
-PrefillKernel variantOf(const char* name) {
+PrefillKernel kernelOf() {
   constexpr auto kernel = hopperPrefillKernelOf<C>;
   const auto run = [](PrefillArgs a, int items, int resident, cudaStream_t stream) {
-    constexpr CUtensorMapDataType type = std::is_same_v<typename C::T, __half>
+    constexpr CUtensorMapDataType type = C::kFp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                         : std::is_same_v<typename C::T, __half>
                                              ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                              : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     // Rows without end: what is read is known by the block ids.
     const auto mapOf = [&](const void* data) {
-      return tileMap(type, 2, data, a.headStride, INT32_MAX, a.headStride, kBox);
+      return tileMap(type, C::kFp8 ? 1 : 2, data, a.headStride, INT32_MAX, a.headStride, kBox,
+                     C::kFp8 ? kTileWidth / 2 : kTileWidth);
     };
     const int units = items * a.kvHeads;
     launch("attention prefill", kernel, dim3(std::min(units, resident)), C::kThreads, C::kSharedBytes,
            stream, mapOf(a.keys), mapOf(a.values), a, units);
   };
-  return {reinterpret_cast<const void*>(kernel), C::kThreads, C::kRows, C::kKeys, C::kSharedBytes, name,
+  return {reinterpret_cast<const void*>(kernel), C::kThreads, C::kRows, C::kKeys, C::kSharedBytes, "wgmma",
           run};
 }
 
-template <typename T>
-PrefillKernel pick(int dim, int variant) {
-  if (variant == 0) {
-    if (dim == 64) return variantOf<Config<T, 64, 128, 2, true>>("wgmma, 128 keys, in turns");
-    return variantOf<Config<T, 128, 128, 2, true>>("wgmma, 128 keys, in turns");
-  }
-#ifdef MILLRACE_ATTENTION_EXPERIMENTS
-  if (variant == 1) {
-    if (dim == 64) return variantOf<Config<T, 64, 128, 2, false>>("wgmma, 128 keys");
-    return variantOf<Config<T, 128, 128, 2, false>>("wgmma, 128 keys");
-  }
-#endif
-  return {};
+template <typename T, bool kFp8>
+PrefillKernel pick(int dim) {
+  return dim == 64 ? kernelOf<Config<T, kFp8, 64>>() : kernelOf<Config<T, kFp8, 128>>();
 }
 
 }  // namespace
 
-PrefillKernel hopperPrefillKernel(Elem elem, int dim, int variant) {
-  return elem == Elem::BF16 ? pick<__nv_bfloat16>(dim, variant) : pick<__half>(dim, variant);
+PrefillKernel hopperPrefillKernel(Elem elem, bool fp8, int dim) {
+  if (elem == Elem::BF16) return fp8 ? pick<__nv_bfloat16, true>(dim) : pick<__nv_bfloat16, false>(dim);
+  return fp8 ? pick<__half, true>(dim) : pick<__half, false>(dim);
 }
 
 }  // namespace millrace::cuda

@@ -9,7 +9,7 @@ struct AttentionVariants {
   int decode = 0, prefill = 0;
 };
 
-constexpr int kAttentionVariants = 8;  // of each kind, at most
+constexpr int kAttentionVariants = 6;  // of each kind, at most
 
 #ifdef MILLRACE_ATTENTION_EXPERIMENTS
 inline AttentionVariants attentionVariants;

@@ -53,16 +53,17 @@ bool hopperAvailable() {
 }
 
 CUtensorMap tileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
-                    int64_t stride, int tileRows) {
+                    int64_t stride, int tileRows, int rowBytes) {
   CUtensorMap map;
   const cuuint64_t sizes[2] = {cuuint64_t(columns), cuuint64_t(rows)};
   const cuuint64_t strides[1] = {cuuint64_t(stride) * size};
-  const cuuint32_t box[2] = {cuuint32_t(kTileWidth / size), cuuint32_t(tileRows)};
+  const cuuint32_t box[2] = {cuuint32_t(rowBytes / size), cuuint32_t(tileRows)};
   const cuuint32_t steps[2] = {1, 1};
   const CUresult result = encodeMap()(
       &map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      CU_TENSOR_MAP_INTERLEAVE_NONE,
+      rowBytes == kTileWidth ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     throw CudaError("cuTensorMapEncodeTiled: error " + std::to_string(result));
   }

@@ -12,9 +12,10 @@ bool hopperAvailable();
 // Bytes of a row of a tile, the width of the swizzle.
 constexpr int kTileWidth = 128;
 
-// Tiles of `tileRows` x 128 bytes of `rows` x `columns` elements of `size` bytes, `stride` elements from
-// row to row; zeros beyond them. In shared memory they have the 128-byte swizzle.
+// Tiles of `tileRows` x `rowBytes` of `rows` x `columns` elements of `size` bytes, `stride` elements
+// from row to row; zeros beyond them. In shared memory rows of kTileWidth have the 128-byte swizzle,
+// and shorter ones lie one behind the other as they are.
 CUtensorMap tileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
-                    int64_t stride, int tileRows);
+                    int64_t stride, int tileRows, int rowBytes = kTileWidth);
 
 }  // namespace millrace::cuda

@@ -221,6 +221,7 @@ void checkQuick() {
               chunks({{1, 90}, {40, 70}, {3, 200}, {1, 1}}));
   }
   checkStep("window", {Elem::F16, 4, 2, 80, 32, 21, true}, chunks({{1, 90}, {40, 70}, {1, 10}}));
+  checkStep("prefill", {Elem::BF16, 4, 2, 128, 16, 0, true}, chunks({{130, 300}, {7, 520}}));
   checkStep("mixed", {Elem::F32, 4, 2, 24, 16, 9, true}, chunks({{1, 50}, {20, 41}}));
 }
 
@@ -257,6 +258,10 @@ void checkAll() {
       checkStep("borders", {elem, 4, 1, dim, 64, 130}, borders);
       checkStep("borders", {elem, 3, 1, dim, 32, 100}, borders);
       checkStep("700 prompts", {elem, 4, 2, dim, 16, 0}, prompts(700, 40));
+      checkStep("borders", {elem, 2, 2, dim, 16, 0, true}, borders);
+      checkStep("borders", {elem, 4, 1, dim, 64, 130, true}, borders);
+      checkStep("borders", {elem, 3, 1, dim, 32, 100, true}, borders);
+      checkStep("700 prompts", {elem, 4, 2, dim, 16, 0, true}, prompts(700, 40));
     }
     checkStep("700 prompts", {elem, 4, 2, 80, 16, 30}, prompts(700, 40));
     Batch many;
@@ -267,12 +272,19 @@ void checkAll() {
       checkStep("mixed", {elem, 4, 2, dim, 16, 0, true}, mixed);
       checkStep("mixed", {elem, 12, 2, dim, 32, 45, true}, mixed);
     }
-    for (int group : {1, 3, 8, 16, 20}) {
+    for (int group : {1, 2, 3, 5, 8, 16, 20, 32}) {
+      checkStep("mixed", {elem, 2 * group, 2, 64, 48, 0, true}, mixed);
       checkStep("mixed", {elem, group, 1, 128, 64, 0, true}, mixed);
+    }
+    for (int window : {1, 2, 15, 16, 17, 64, 65, 200}) {
+      checkStep("mixed", {elem, 8, 2, 128, 16, window, true}, mixed);
     }
     checkStep("one long decode", {elem, 8, 1, 128, 16, 0, true}, decodes({30001}));
     checkStep("one long decode", {elem, 4, 2, 64, 32, 0, true}, decodes({20000}));
     checkStep("split prefill", {elem, 4, 1, 128, 16, 0, true}, chunks({{9, 6000}}));
+    checkStep("split prefill", {elem, 4, 1, 64, 16, 0, true}, chunks({{2, 9001}, {64, 1500}, {1, 900}}));
+    checkStep("split prefill", {elem, 4, 1, 128, 16, 1000, true}, chunks({{100, 4000}}));
+    checkStep("prefill", {elem, 4, 2, 128, 16, 0, true}, chunks({{700, 700}, {256, 900}}));
     checkStep("300 decodes", {elem, 8, 2, 128, 16, 0, true}, many);
     checkStep("60 prompts", {elem, 8, 2, 64, 16, 0, true}, prompts(60, 60));
   }
