@@ -42,20 +42,24 @@ test('What is planned is what is allocated, and closing gives it back', async (t
   const weights = dummyWeights(program, 'bfloat16', 1);
   const create = () => backend.createRunner(program, weights, { ...OPTIONS, numBlocks: 2 ** 14 });
   create().close(); // what libraries take once
-  const before = backend.memory().free;
   const planned = backend.fixedBytes(program, weights, OPTIONS);
-  for (let i = 0; i < 3; i++) {
+  const kvCache = 2 ** 14 * backend.kvBytesPerBlock(program, 16, 'bfloat16');
+  const most = planned.weights + planned.workspace + planned.reserve + kvCache;
+  const free = () => backend.memory!().free;
+  const tries = Array.from({ length: 5 }, () => {
+    const before = free();
     const runner = create();
-    const kvCache = 2 ** 14 * backend.kvBytesPerBlock(program, 16, 'bfloat16');
-    const most = planned.weights + planned.workspace + planned.reserve + kvCache;
-    const taken = before - backend.memory().free;
-    assert.ok(taken <= most, `${taken} bytes taken, ${most} planned`);
+    const taken = before - free();
     assert.equal(runner.memory.kvCache, kvCache);
     runner.close();
     runner.close();
     assert.throws(() => runner.step(oneToken()), /closed/);
-  }
-  const lost = before - backend.memory().free;
+    return { taken, lost: before - free() };
+  });
+  // What is free is the whole GPU's, where other tests come and go: a leak would be there every time.
+  const taken = Math.min(...tries.map((each) => each.taken));
+  assert.ok(taken <= most, `${taken} bytes taken, ${most} planned`);
+  const lost = Math.min(...tries.map((each) => each.lost));
   assert.ok(lost < 64 * 2 ** 20, `${lost} bytes did not come back`);
 });
 
