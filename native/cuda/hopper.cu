@@ -1,5 +1,6 @@
 #include "hopper.h"
 
+#include <atomic>
 #include <string>
 
 #include "check.h"
@@ -38,9 +39,10 @@ decltype(&cuTensorMapEncodeTiled) encodeMap() {
 
 }  // namespace
 
-bool hopperAvailable() {
-  int device = 0, major = 0, minor = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
+namespace {
+
+bool isHopper(int device) {
+  int major = 0, minor = 0;
   const auto read = [&](int& value, cudaDeviceAttr attribute) {
     check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
   };
@@ -50,6 +52,18 @@ bool hopperAvailable() {
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, hopperProbe), "cudaFuncGetAttributes");
   return attributes.sharedSizeBytes > 0;
+}
+
+}  // namespace
+
+bool hopperAvailable() {
+  enum Known : signed char { Unasked, No, Yes };
+  static std::atomic<signed char> known[64];
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  if (device >= 64) return isHopper(device);
+  if (known[device] == Unasked) known[device] = isHopper(device) ? Yes : No;
+  return known[device] == Yes;
 }
 
 CUtensorMap tileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,

@@ -75,6 +75,15 @@ __device__ __forceinline__ void copyTile(uint32_t target, const CUtensorMap* map
       "l"(map), "r"(x), "r"(y), "r"(barrier)
       : "memory");
 }
+// So many bytes, a multiple of 16, as they lie.
+__device__ __forceinline__ void copyBytes(uint32_t target, const void* from, uint32_t bytes,
+                                          uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          target),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
 __device__ __forceinline__ void prefetchMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
@@ -218,6 +227,9 @@ struct FragmentProducts;
       }                                                                                                 \
     }                                                                                                   \
   };
+MR_FRAGMENT_PRODUCTS(16, false, "0", MR_T0, "%8, %9, %10, %11", "12", "13", MR_O(0))
+MR_FRAGMENT_PRODUCTS(32, false, "0", MR_T1, "%16, %17, %18, %19", "20", "21", MR_O1)
+MR_FRAGMENT_PRODUCTS(64, false, "0", MR_T3, "%32, %33, %34, %35", "36", "37", MR_O3)
 MR_FRAGMENT_PRODUCTS(64, true, "1", MR_T3, "%32, %33, %34, %35", "36", "37", MR_O3)
 MR_FRAGMENT_PRODUCTS(128, false, "0", MR_T7, "%64, %65, %66, %67", "68", "69", MR_O7)
 MR_FRAGMENT_PRODUCTS(128, true, "1", MR_T7, "%64, %65, %66, %67", "68", "69", MR_O7)

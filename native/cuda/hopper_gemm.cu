@@ -5,18 +5,18 @@
 
 #include <algorithm>
 
-#include "elements.h"
 #include "hopper.cuh"
 #include "hopper.h"
+#include "hopper_tiles.cuh"
 #include "launch.h"
 
 namespace millrace::cuda {
+
+using namespace hopper;
+
 namespace {
 
 constexpr int kWidth = kTileWidth;  // of k in a tile
-constexpr int kWarpgroup = 128;
-// Bytes of shared memory of an SM, and what of it the system takes for each block.
-constexpr int kSharedOfSm = 228 * 1024, kSharedOfBlock = 1024;
 // 128 threads with the first and 256 with the second have no more than 384 with 168.
 constexpr int kCopierRegisters = 40, kAdderRegisters = 232;
 
@@ -63,121 +63,10 @@ struct Config {
   static constexpr int kThreads = kWarpgroup * kWarpgroups + (kTrades ? kWarpgroup : 32);
 };
 
-struct Work {
-  int n, rows;
-  int steps;  // tiles of k
-  int rowTiles, tiles;
-  int splits;
+struct Work : Tiles {
+  int steps;   // tiles of k
   bool early;  // the weight was there before the previous kernel
 };
-
-struct Results {
-  const float *weightScales, *xScales, *bias;
-  const void* residual;
-  void* out;
-  int64_t residualStride, outStride;
-  Elem elem;
-};
-
-__device__ __forceinline__ void add8(Elem elem, const void* from, int64_t at, float (&values)[8]) {
-  float more[8];
-  if (elem == Elem::BF16) {
-    using T = __nv_bfloat16;
-    unpack<T, 8>(loadRaw<T, 8>(static_cast<const T*>(from) + at), more);
-  } else {
-    using T = __half;
-    unpack<T, 8>(loadRaw<T, 8>(static_cast<const T*>(from) + at), more);
-  }
-#pragma unroll
-  for (int i = 0; i < 8; i++) values[i] += more[i];
-}
-
-__device__ __forceinline__ void store8(Elem elem, void* to, int64_t at, const float (&values)[8]) {
-  if (elem == Elem::BF16) {
-    storeRaw<__nv_bfloat16, 8>(static_cast<__nv_bfloat16*>(to) + at, pack<__nv_bfloat16, 8>(values));
-  } else if (elem == Elem::F16) {
-    storeRaw<__half, 8>(static_cast<__half*>(to) + at, pack<__half, 8>(values));
-  } else {
-    float4* out = reinterpret_cast<float4*>(static_cast<float*>(to) + at);
-    out[0] = {values[0], values[1], values[2], values[3]};
-    out[1] = {values[4], values[5], values[6], values[7]};
-  }
-}
-
-__device__ __forceinline__ void finish(const Results& results, int64_t row, int output,
-                                       float (&values)[8]) {
-  if (results.weightScales) {
-    float scales[8];
-    loadFloats<8>(results.weightScales + output, scales);
-    const float scale = results.xScales[row];
-#pragma unroll
-    for (int i = 0; i < 8; i++) values[i] *= scale * scales[i];
-  }
-  if (results.bias) {
-    float bias[8];
-    loadFloats<8>(results.bias + output, bias);
-#pragma unroll
-    for (int i = 0; i < 8; i++) values[i] += bias[i];
-  }
-  if (results.residual) {
-    add8(results.elem, results.residual, row * results.residualStride + output, values);
-  }
-  store8(results.elem, results.out, row * results.outStride + output, values);
-}
-
-// The place in the ring, and whether it comes around for the odd time.
-template <int kStages>
-struct Place {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
-
-template <int kThreads>
-__device__ __forceinline__ void syncAdders() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
-}
-
-// The sums of rows first .. first + count of a thread to shared memory, rows of outputs.
-template <class C>
-__device__ __forceinline__ void turnSums(const float (&sums)[C::kBlocks][C::kRows / 2], float* turned,
-                                         int first, int count) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-  for (int block = 0; block < C::kBlocks; block++) {
-    const int output = (warp / 4 * C::kBlocks + block) * 64 + warp % 4 * 16 + lane / 4;
-#pragma unroll
-    for (int j = 0; j < count / 2; j++) {
-      const int row = j / 4 * 8 + lane % 4 * 2 + j % 2;
-      turned[row * C::kPitch + output + j % 4 / 2 * 8] = sums[block][first / 2 + j];
-    }
-  }
-}
-
-template <class C>
-__device__ __forceinline__ void storeSums(const float (&sums)[C::kBlocks][C::kRows / 2], float* turned,
-                                          const Work& work, const Results& results, int firstRow,
-                                          int firstOutput) {
-  constexpr int kThreads = kWarpgroup * C::kWarpgroups, kPacks = C::kOutputs / 8;
-#pragma unroll
-  for (int first = 0; first < C::kRows; first += C::kTurnedRows) {
-    if (firstRow + first >= work.rows) break;
-    syncAdders<kThreads>();  // all have read what was here before
-    turnSums<C>(sums, turned, first, C::kTurnedRows);
-    syncAdders<kThreads>();
-    for (int item = threadIdx.x; item < C::kTurnedRows * kPacks; item += kThreads) {
-      const int row = item / kPacks, column = item % kPacks * 8;
-      if (firstRow + first + row >= work.rows || firstOutput + column >= work.n) continue;
-      float values[8];
-      loadFloats<8>(turned + row * C::kPitch + column, values);
-      finish(results, firstRow + first + row, firstOutput + column, values);
-    }
-  }
-}
 
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
@@ -190,7 +79,6 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
   uint8_t* const shared = raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
   const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const uint32_t full = ring + kStages * C::kStageBytes, empty = full + 8 * kStages;
-  float* const staged = reinterpret_cast<float*>(shared);
   float* const turned = reinterpret_cast<float*>(shared + kStages * C::kStageBytes + 256);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -234,7 +122,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
       }
       waitForPrevious();
       if (lane == 0) {
-        Place<kStages> place;
+        RingPlace<kStages> place;
         bool again = false;  // whether this stage has been in use
         for (int tile = firstTile; tile < work.tiles; tile += tilesAtOnce) {
           const int row = rowOf(tile), output = outputOf(tile);
@@ -262,7 +150,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
     const int group = warp / 4;
     using Sums = float[C::kBlocks][kRows / 2];
     Sums sums;
-    Place<kStages> place;
+    RingPlace<kStages> place;
     // Adds the next tile of k to the sums, or starts them with it. Returns its stage.
     const auto multiply = [&](Sums& to, bool starts) {
       const int used = place.stage;
@@ -338,27 +226,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
     }
     if constexpr (C::kSplits) {
       if (work.splits > 1) {
-        // The ring becomes the place of the sums once both warpgroups have read it.
-        syncAdders<kWarpgroup * C::kWarpgroups>();
-        turnSums<C>(sums, staged, 0, kRows);
-        clusterSync();
-        // Each of the blocks finishes a part of the rows.
-        constexpr int kPacks = C::kOutputs / 8;
-        const int rowsEach = kRows / work.splits;
-        for (int item = threadIdx.x; item < rowsEach * kPacks; item += kWarpgroup * C::kWarpgroups) {
-          const int row = split * rowsEach + item / kPacks, column = item % kPacks * 8;
-          const int64_t outRow = rowOf(firstTile) + row;
-          const int output = outputOf(firstTile) + column;
-          if (outRow >= work.rows || output >= work.n) continue;
-          float values[8] = {};
-          const uint32_t at = ring + 4 * (row * C::kPitch + column);
-          for (int block = 0; block < work.splits; block++) {
-            const float4 low = loadFromBlock(at, block), high = loadFromBlock(at + 16, block);
-            values[0] += low.x, values[1] += low.y, values[2] += low.z, values[3] += low.w;
-            values[4] += high.x, values[5] += high.y, values[6] += high.z, values[7] += high.w;
-          }
-          finish(results, outRow, output, values);
-        }
+        addSplits<C>(sums, shared, work, results, split, rowOf(firstTile), outputOf(firstTile));
       }
     }
   }
@@ -401,7 +269,7 @@ void launchTiles(const Product& product, const ProductCall& call, const HopperTi
   const int outputTiles = static_cast<int>(divideUp(product.n, C::kOutputs));
   const int steps = static_cast<int>(divideUp(product.k, C::kColumns));
   const int count = outputTiles * rowTiles;
-  const Work work = {product.n, rows, steps, rowTiles, count, tiles.splits, !product.freshWeight};
+  const Work work = {{product.n, rows, rowTiles, count, tiles.splits}, steps, !product.freshWeight};
   const int atOnce = C::kBlocksOfSm * multiprocessors();
   const int blocks = tiles.splits > 1 ? count * tiles.splits : std::min(count, atOnce);
   const Results results = {call.weightScales, call.xScales, product.bias ? call.biasFloats : nullptr,

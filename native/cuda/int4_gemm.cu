@@ -6,6 +6,9 @@
 #include <algorithm>
 
 #include "elements.h"
+#include "hopper.h"
+#include "hopper_int4.h"
+#include "int4_codes.cuh"
 #include "int4_gemm.h"
 #include "launch.h"
 #include "tensor_core.cuh"
@@ -13,9 +16,9 @@
 namespace millrace::cuda {
 namespace {
 
-constexpr int kTileRows = 64, kStepColumns = 64;  // of a weight
+constexpr int kTileRows = kInt4Rows, kStepColumns = kInt4Columns;
 constexpr int kMTiles = kTileRows / 16;
-constexpr int kCodeBytes = kTileRows * kStepColumns / 2;  // of a step
+constexpr int kCodeBytes = kInt4BlockBytes;  // of a step
 constexpr int kWarps = 4, kThreads = kWarps * 32;
 constexpr int kSumStride = kTileRows + 4;  // of the sums of a row: conflict-free for the C operand
 
@@ -65,29 +68,6 @@ __device__ __forceinline__ void copyOrZero(unsigned to, const void* from, bool v
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                "r"(valid ? 16 : 0)
                : "memory");
-}
-
-// Pairs of code - 8 from the nibbles i and i + 4 of a word: the code in the last bits of 128
-// (bfloat16) or 1024 (float16), less 136 or 1032; all of it is exact.
-template <class T>
-__device__ __forceinline__ void codesOf(unsigned word, unsigned (&a)[4]) {
-  constexpr bool kHalf = std::is_same_v<T, __half>;
-  constexpr unsigned kPower = kHalf ? 0x64006400u : 0x43004300u;
-  constexpr unsigned kZero = kHalf ? 0x64086408u : 0x43084308u;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    unsigned pair;
-    asm("lop3.b32 %0, %1, 0x000f000f, %2, 0xea;" : "=r"(pair) : "r"(word >> 4 * i), "r"(kPower));
-    if constexpr (kHalf) {
-      const __half2 code = __hsub2(*reinterpret_cast<const __half2*>(&pair),
-                                   *reinterpret_cast<const __half2*>(&kZero));
-      a[i] = *reinterpret_cast<const unsigned*>(&code);
-    } else {
-      const __nv_bfloat162 code = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&pair),
-                                          *reinterpret_cast<const __nv_bfloat162*>(&kZero));
-      a[i] = *reinterpret_cast<const unsigned*>(&code);
-    }
-  }
 }
 
 // Sums of one block's part of a tile, over its warps, to the output or, if other blocks have parts
@@ -368,33 +348,43 @@ __global__ void __launch_bounds__(256) permuteColumns(const T* x, int64_t stride
   if (column < k) out[int64_t(blockIdx.y) * k + column] = x[blockIdx.y * stride + columns[column]];
 }
 
-// Where the code of a row and column lies: its word and nibble.
-struct Place {
-  int64_t word;
-  int nibble;
+// A word has 4 columns of a row and of that 8 further on. In order, as wgmma wants it, these are 2 t and
+// 2 t + 1 of 16 and the same of the next 8, t being the lane's; else four that follow each other.
+// The number of a word counts those of a row.
+struct WordOfRow {
+  int column;    // the first
+  int lane, word;  // of a block: t, and which of the lane's
+  bool inOrder;
+  __device__ WordOfRow(int number, bool inOrder) : inOrder(inOrder) {
+    column = inOrder ? number / 4 * 16 + number % 4 * 2 : number * 4;
+    const int c = column % kStepColumns;
+    lane = inOrder ? c % 8 / 2 : c % 32 / 8;
+    word = inOrder ? c / 16 : c / 32 * 2 + c % 8 / 4;
+  }
+  // Of the code i, 0 to 3; in the word of a row that is `upper` (or not) the nibble.
+  __device__ int columnOf(int i) const { return column + (inOrder ? i / 2 * 8 + i % 2 : i); }
+  static __device__ int nibbleOf(int i, bool upper) { return (upper ? 0 : 1) + i / 2 * 2 + i % 2 * 4; }
+  // `row` is one of the upper 8 of 16.
+  __device__ int64_t at(int row, int steps) const {
+    const int inTile = row % kTileRows;
+    const int64_t step = int64_t(row / kTileRows) * steps + column / kStepColumns;
+    return ((step * kMTiles + inTile / 16) * 32 + inTile % 8 * 4 + lane) * 4 + word;
+  }
 };
-__device__ __forceinline__ Place placeOf(int row, int column, int steps) {
-  const int inTile = row % kTileRows, c = column % kStepColumns;
-  const int lane = inTile % 8 * 4 + c % 32 / 8;
-  const int word = c / 32 * 2 + c % 8 / 4;
-  const int nibble = inTile % 16 / 8 + c % 4 / 2 * 2 + c % 2 * 4;
-  const int64_t step = int64_t(row / kTileRows) * steps + column / kStepColumns;
-  return {((step * kMTiles + inTile / 16) * 32 + lane) * 4 + word, nibble};
-}
 
 // A thread has the 8 codes of one word: 4 columns of row r and of row r + 8.
-__global__ void __launch_bounds__(256) packCodes(unsigned* data, int k, int steps, int first,
+__global__ void __launch_bounds__(256) packCodes(unsigned* data, int k, int steps, bool inOrder, int first,
                                                  int count, const int8_t* codes) {
-  const int column = (blockIdx.y * 256 + threadIdx.x) * 4;
-  if (column >= k) return;
+  const WordOfRow place(blockIdx.y * 256 + threadIdx.x, inOrder);
+  if (place.column >= k) return;
   const int upper = first / 16 * 16 + blockIdx.x / 8 * 16 + blockIdx.x % 8;
-  unsigned* word = data + placeOf(upper, column, steps).word;
+  unsigned* word = data + place.at(upper, steps);
   unsigned bits = *word;
   for (int i = 0; i < 8; i++) {
-    const int row = upper + i / 4 * 8, at = column + i % 4;
+    const int row = upper + i / 4 * 8, at = place.columnOf(i % 4);
     if (row < first || row >= first + count || at >= k) continue;
     const unsigned code = codes[int64_t(row - first) * k + at] & 15;
-    const int shift = 4 * placeOf(row, at, steps).nibble;
+    const int shift = 4 * WordOfRow::nibbleOf(i % 4, i < 4);
     bits = (bits & ~(15u << shift)) | code << shift;
   }
   *word = bits;
@@ -443,32 +433,37 @@ __global__ void __launch_bounds__(128) quantizeGroups(const float* values, int64
 // A thread has the 8 codes of a word, as in packCodes.
 template <class T>
 __global__ void __launch_bounds__(256) dequantize(const unsigned* data, const float* scales, int n,
-                                                  int k, int steps, int group, int groups,
-                                                  bool pairs, const int* columns, T* out) {
+                                                  int k, int steps, bool inOrder, int group,
+                                                  int groups, bool pairs, const int* columns, T* out) {
   waitForPrevious();
-  const int column = (blockIdx.y * 256 + threadIdx.x) * 4;
-  if (column >= k) return;
+  const WordOfRow place(blockIdx.y * 256 + threadIdx.x, inOrder);
+  if (place.column >= k) return;
   const int upper = blockIdx.x / 8 * 16 + blockIdx.x % 8;
-  const unsigned word = data[placeOf(upper, column, steps).word];
+  const unsigned word = data[place.at(upper, steps)];
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     const int row = upper + i * 8;
     if (row >= n) return;
     const int64_t at =
-        (int64_t(row / kTileRows) * groups + column / group) * kTileRows + row % kTileRows;
+        (int64_t(row / kTileRows) * groups + place.column / group) * kTileRows + row % kTileRows;
     const float scale = pairs ? scales[2 * at] : scales[at], offset = pairs ? scales[2 * at + 1] : 0;
-    float values[4];
-#pragma unroll
-    for (int c = 0; c < 4; c++) {
-      const int code = static_cast<int>(word >> 4 * (i + c / 2 * 2 + c % 2 * 4) & 15) - 8;
-      values[c] = scale * static_cast<float>(code) + offset;
-    }
     T* to = out + int64_t(row) * k;
-    if (columns) {
 #pragma unroll
-      for (int c = 0; c < 4; c++) to[columns[column + c]] = fromFloat<T>(values[c]);
-    } else {
-      storeRaw<T, 4>(to + column, pack<T, 4>(values));
+    for (int c = 0; c < 4; c += 2) {
+      float values[2];
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const int code = static_cast<int>(word >> 4 * WordOfRow::nibbleOf(c + j, i == 0) & 15) - 8;
+        values[j] = scale * static_cast<float>(code) + offset;
+      }
+      // k is a multiple of 8.
+      const int column = place.columnOf(c);
+      if (column >= k) continue;
+      if (columns) {
+        for (int j = 0; j < 2; j++) to[columns[column + j]] = fromFloat<T>(values[j]);
+      } else {
+        storeRaw<T, 2>(to + column, pack<T, 2>(values));
+      }
     }
   }
 }
@@ -502,7 +497,7 @@ void int4Pack(const Int4Weight& weight, int first, int count, const int8_t* code
   const int lines = static_cast<int>(divideUp(first % 16 + count, 16)) * 8;
   const dim3 grid(lines, static_cast<unsigned>(divideUp(weight.k, 4 * 256)));
   packCodes<<<grid, 256, 0, stream>>>(reinterpret_cast<unsigned*>(weight.data), weight.k,
-                                      stepsOf(weight.k), first, count, codes);
+                                      stepsOf(weight.k), weight.inOrder, first, count, codes);
   checkLaunch("packCodes");
   const int groups = static_cast<int>(divideUp(weight.k, weight.group));
   packScales<<<static_cast<unsigned>(divideUp(int64_t(count) * groups, 256)), 256, 0, stream>>>(
@@ -527,15 +522,18 @@ void int4Dequantize(Elem elem, const Int4Weight& weight, void* out, cudaStream_t
     using T = typename decltype(tag)::Type;
     launch("dequantize", dequantize<T>, grid, 256, 0, stream,
            reinterpret_cast<const unsigned*>(weight.data), scalesOf(weight), weight.n, weight.k,
-           stepsOf(weight.k), weight.group, groupsOf(weight.k, weight.group), weight.offsets,
-           weight.columns, static_cast<T*>(out));
+           stepsOf(weight.k), weight.inOrder, weight.group, groupsOf(weight.k, weight.group),
+           weight.offsets, weight.columns, static_cast<T*>(out));
   });
 }
 
 bool int4Takes(const Int4Linear& step, int rows) {
   return rows <= kInt4MaxRows &&
-         packable(Elem::BF16, {step.x.data}, {step.x.stride, step.weight.k});
+         packable(Elem::BF16, {step.x.data}, {step.x.stride, step.weight.k}) &&
+         (!step.weight.inOrder || hopperInt4Takes(step));
 }
+
+bool int4InOrder() { return hopperAvailable(); }
 
 void int4Linear(Elem elem, const Int4Linear& step, int rows, cudaStream_t stream) {
   const Int4Weight& weight = step.weight;
@@ -546,11 +544,20 @@ void int4Linear(Elem elem, const Int4Linear& step, int rows, cudaStream_t stream
   }
   with16Bits(elem, [&](auto tag) {
     using T = typename decltype(tag)::Type;
+    Matrix x = step.x;
+    if (weight.columns) {
+      T* permuted = reinterpret_cast<T*>(static_cast<uint8_t*>(step.scratch) + kPartialBytes);
+      launch("permuteColumns", permuteColumns<T>,
+             dim3(static_cast<unsigned>(divideUp(weight.k, 256)), rows), 256, 0, stream,
+             static_cast<const T*>(x.data), x.stride, weight.columns, weight.k, permuted);
+      x = {permuted, weight.k, weight.k};
+    }
+    if (weight.inOrder) return hopperInt4(elem, step, x, rows, stream);
     Args p{};
     p.codes = weight.data;
     p.scales = reinterpret_cast<const uint8_t*>(scalesOf(weight));
-    p.x = step.x.data;
-    p.xStride = step.x.stride;
+    p.x = x.data;
+    p.xStride = x.stride;
     p.out = step.out.data;
     p.outStride = step.out.stride;
     p.residual = step.residual;
@@ -566,14 +573,6 @@ void int4Linear(Elem elem, const Int4Linear& step, int rows, cudaStream_t stream
     p.groups = groupsOf(weight.k, weight.group);
     p.stepsOfGroup = std::max(1, weight.group / kStepColumns);
     p.floatOut = step.floatOut;
-    if (weight.columns) {
-      T* permuted = reinterpret_cast<T*>(static_cast<uint8_t*>(step.scratch) + kPartialBytes);
-      launch("permuteColumns", permuteColumns<T>,
-             dim3(static_cast<unsigned>(divideUp(weight.k, 256)), rows), 256, 0, stream,
-             static_cast<const T*>(step.x.data), step.x.stride, weight.columns, weight.k, permuted);
-      p.x = permuted;
-      p.xStride = weight.k;
-    }
     if (weight.group == 32) {
       weight.offsets ? launchRows<T, 2, true>(p, stream) : launchRows<T, 2, false>(p, stream);
     } else {

@@ -8,7 +8,7 @@ namespace millrace::cuda {
 
 // Codes lie in the order in which the lanes of a warp need them: [n / 64][k / 64] blocks of 64 x 64,
 // in each [4 tiles of 16 rows][32 lanes][4 words], a word the lane's part of the A operand of one
-// mma.m16n8k16. Scales are [n / 64][groups][64] float32, with offsets pairs (scale, offset).
+// product of 16 columns. Scales are [n / 64][groups][64] float32, with offsets pairs (scale, offset).
 // What lies beyond n or k is zero.
 struct Int4Weight {
   uint8_t* data;       // int4Bytes of them, 256-byte aligned: codes, then scales
@@ -16,7 +16,11 @@ struct Int4Weight {
   int group;           // 32, 64 or 128 columns; the last one may be shorter
   bool offsets;
   const int* columns;  // [k] on the device: column c multiplies x[columns[c]]; null: x[c]
+  // Whether the 16 columns of a word's product are in their order, as wgmma needs them (hopper_int4.h).
+  bool inOrder = false;
 };
+// What `inOrder` is to be on the current device.
+bool int4InOrder();
 size_t int4Bytes(int n, int k, int group, bool offsets);
 
 // Rows first .. first + count of a weight whose data was zeroed. `codes` [count, k] bytes 0 .. 15,

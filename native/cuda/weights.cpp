@@ -20,7 +20,8 @@ size_t packedBytes(const WeightSpec& spec) {
 
 Int4Weight viewOf(const WeightSpec& spec, uint8_t* data) {
   const int* columns = reinterpret_cast<const int*>(data + packedBytes(spec));
-  return {data, spec.n, spec.k, spec.group, spec.offsets, spec.columns.empty() ? nullptr : columns};
+  return {data, spec.n, spec.k, spec.group, spec.offsets, spec.columns.empty() ? nullptr : columns,
+          int4InOrder()};
 }
 
 size_t fp8CodeBytes(const WeightSpec& spec) { return alignUp(spec.elements()); }
