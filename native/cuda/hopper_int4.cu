@@ -24,34 +24,37 @@ struct Config {
   static constexpr int kRows = kRows_, kGroup = kGroup_;
   static constexpr bool kOffsets = kOffsets_;
   static constexpr int kWarpgroups = 1, kBlocks = 1, kOutputs = kInt4Rows;
-  // A stage is 64 columns: x, codes, and the scales of the groups that begin there, pairs with offsets.
-  static constexpr int kXBytes = kRows * kTileWidth;
-  static constexpr int kScaleBytes = kOutputs * (kOffsets ? 8 : 4);
-  static constexpr int kGroupsOfStage = std::max(1, kInt4Columns / kGroup);
-  static constexpr int kStagesOfGroup = std::max(1, kGroup / kInt4Columns);
+  // A stage is some panels of 64 columns: x, codes, and the scales of its groups, pairs with offsets. Few
+  // large stages: one thread copies, and what it does for each counts.
+  static constexpr int kPanels = kRows == 16 ? 4 : 2;
+  static constexpr int kXBytes = kRows * kTileWidth;  // of a panel
+  static constexpr int kScaleBytes = kOutputs * (kOffsets ? 8 : 4);  // of a group
+  static constexpr int kPanelsOfGroup = std::max(1, kGroup / kInt4Columns);
+  static constexpr int kGroupsOfPanel = std::max(1, kInt4Columns / kGroup);
+  static constexpr int kCodesAt = kPanels * kXBytes, kScalesAt = kCodesAt + kPanels * kInt4BlockBytes;
   static constexpr int kStageBytes =
-      (kXBytes + kInt4BlockBytes + kGroupsOfStage * kScaleBytes + 1023) / 1024 * 1024;
+      (kScalesAt + kPanels * kGroupsOfPanel / kPanelsOfGroup * kScaleBytes + 1023) / 1024 * 1024;
   static constexpr int kPitch = kOutputs + 4;
   static constexpr int kTurnedRows = 16;
   static constexpr int kSpareBytes = kTurnedRows * kPitch * 4 + 256 + 1024;  // barriers, alignment
-  // Stages whose codes are in registers. With offsets there is room for one, and the second of a group
+  // Panels whose codes are in registers. With offsets there is room for one, and the second of a group
   // waits for the products of the first.
-  static constexpr int kUnpacked = kOffsets ? 1 : kStagesOfGroup;
+  static constexpr int kUnpacked = kOffsets ? 1 : kPanelsOfGroup;
   // As many blocks as have the registers: of sums (all, a group's, those of x) and of codes. Of 5 warps
   // a block one of the SM's four parts has 3 with 2 blocks, 4 with 3, 5 with 4.
-  static constexpr int kRegisters = kRows / 2 * (kOffsets ? 3 : 2) + 16 * kUnpacked + (kOffsets ? 56 : 48);
+  static constexpr int kRegisters = kRows / 2 * (kOffsets ? 3 : 2) + 16 * kUnpacked + (kOffsets ? 60 : 48);
   static constexpr int kBlocksOfSm = kRegisters <= 96 ? 4 : kRegisters <= 128 ? 3 : kRegisters <= 168 ? 2 : 1;
   static constexpr int kThreads = kWarpgroup + 32;
   static constexpr int kStages = std::min(
       12, (kSharedOfSm / kBlocksOfSm - kSharedOfBlock - kSpareBytes) / kStageBytes);
   static constexpr int kSharedBytes = kStages * kStageBytes + kSpareBytes;
-  static_assert(kStages >= 3 && kRows * kPitch * 4 <= kStages * kStageBytes);
+  static_assert(kStages >= 2 && kPanels % kPanelsOfGroup == 0 && kRows * kPitch * 4 <= kStages * kStageBytes);
 };
 
 struct Work : Tiles {
   const uint8_t* codes;
   const uint8_t* scales;
-  int steps;   // of 64 columns
+  int panels;  // of 64 columns
   int groups;  // as they are kept
 };
 
@@ -70,11 +73,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int split = blockIdx.x % work.splits;
   const int firstTile = blockIdx.x / work.splits, tilesAtOnce = gridDim.x / work.splits;
-  // A share of k has whole groups.
-  const int units = (work.steps + C::kStagesOfGroup - 1) / C::kStagesOfGroup;
-  const int begin = units * split / work.splits * C::kStagesOfGroup;
-  const int end = min(work.steps, units * (split + 1) / work.splits * C::kStagesOfGroup);
-  const int count = end - begin;
+  const int stages = (work.panels + C::kPanels - 1) / C::kPanels;
+  const int begin = stages * split / work.splits, end = stages * (split + 1) / work.splits;
+  const auto panelsOf = [&](int number) { return min(C::kPanels, work.panels - number * C::kPanels); };
   const auto rowOf = [&](int tile) { return tile % work.rowTiles * kRows; };
   const auto blockOf = [&](int tile) { return tile / work.rowTiles; };  // of 64 outputs
 
@@ -89,20 +90,21 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
   else __syncthreads();
 
   if (warp == kWarps) {
-    const auto copyWeight = [&](int stage, int block, int step) {
-      const uint32_t barrier = full + 8 * stage, target = ring + stage * C::kStageBytes + C::kXBytes;
-      const bool begins = step % C::kStagesOfGroup == 0;
-      constexpr uint32_t kScales = C::kGroupsOfStage * C::kScaleBytes;
-      barrierExpect(barrier, C::kXBytes + kInt4BlockBytes + (begins ? kScales : 0));
-      copyBytes(target, work.codes + (int64_t(block) * work.steps + step) * kInt4BlockBytes,
-                kInt4BlockBytes, barrier);
-      if (begins) {
-        const int group = step * C::kGroupsOfStage / C::kStagesOfGroup;
-        copyBytes(target + kInt4BlockBytes,
-                  work.scales + (int64_t(block) * work.groups + group) * C::kScaleBytes, kScales, barrier);
-      }
+    const auto copyWeight = [&](int stage, int block, int number) {
+      const uint32_t barrier = full + 8 * stage, target = ring + stage * C::kStageBytes;
+      const int first = number * C::kPanels, panels = panelsOf(number);
+      const int firstGroup = first * C::kGroupsOfPanel / C::kPanelsOfGroup;
+      const uint32_t scales =
+          (panels * C::kGroupsOfPanel + C::kPanelsOfGroup - 1) / C::kPanelsOfGroup * C::kScaleBytes;
+      barrierExpect(barrier, C::kPanels * C::kXBytes + panels * kInt4BlockBytes + scales);
+      copyBytes(target + C::kCodesAt,
+                work.codes + (int64_t(block) * work.panels + first) * kInt4BlockBytes,
+                panels * kInt4BlockBytes, barrier);
+      copyBytes(target + C::kScalesAt,
+                work.scales + (int64_t(block) * work.groups + firstGroup) * C::kScaleBytes, scales,
+                barrier);
     };
-    int ahead = min(count, kStages);
+    int ahead = min(end - begin, kStages);
     if (lane == 0) {
       prefetchMap(&activations);
       for (int i = 0; i < ahead; i++) copyWeight(i, blockOf(firstTile), begin + i);
@@ -113,13 +115,17 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
       bool again = false;  // whether this stage has been in use
       for (int tile = firstTile; tile < work.tiles; tile += tilesAtOnce) {
         const int row = rowOf(tile), block = blockOf(tile);
-        for (int step = begin; step < end; step++) {
+        for (int number = begin; number < end; number++) {
           const int stage = place.stage;
           if (again) barrierWait(empty + 8 * stage, place.parity ^ 1);
           if (ahead > 0) ahead--;
-          else copyWeight(stage, block, step);
-          copyTile(ring + stage * C::kStageBytes, &activations, step * kInt4Columns, row,
-                   full + 8 * stage);
+          else copyWeight(stage, block, number);
+          // Beyond k there are zeros.
+#pragma unroll
+          for (int panel = 0; panel < C::kPanels; panel++) {
+            copyTile(ring + stage * C::kStageBytes + panel * C::kXBytes, &activations,
+                     (number * C::kPanels + panel) * kInt4Columns, row, full + 8 * stage);
+          }
           place.next();
           again = again || place.stage == 0;
         }
@@ -138,21 +144,22 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
     const auto release = [&](int stage) {
       if (lane == 0) barrierArrive(empty + 8 * stage);
     };
-    // The warp's 16 outputs of a stage that is there: a lane's part of four products.
-    const auto unpackCodes = [&](int stage, uint32_t (&to)[4][4]) {
+    // The warp's 16 outputs of a panel: a lane's part of four products.
+    const auto unpackCodes = [&](int stage, int panel, uint32_t (&to)[4][4]) {
       uint32_t w[4];
       asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
                    : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                   : "r"(stageAt(stage) + C::kXBytes + warp * 512 + lane * 16)
+                   : "r"(stageAt(stage) + C::kCodesAt + panel * kInt4BlockBytes + warp * 512 + lane * 16)
                    : "memory");
 #pragma unroll
       for (int k = 0; k < 4; k++) codesOf<T>(w[k], to[k]);
     };
     constexpr uint32_t kOne = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
     const uint32_t ones[4] = {kOne, kOne, kOne, kOne};
-    // Products of 16 columns first .. last of a stage.
-    const auto multiply = [&](int stage, const uint32_t (&a)[4][4], int first, int last, bool more) {
-      const uint64_t b = rowsOf128Bytes(stageAt(stage));
+    // Products of 16 columns first .. last of a panel.
+    const auto multiply = [&](int stage, int panel, const uint32_t (&a)[4][4], int first, int last,
+                              bool more) {
+      const uint64_t b = rowsOf128Bytes(stageAt(stage) + panel * C::kXBytes);
 #pragma unroll
       for (int k = first; k < last; k++) {  // 32 bytes on: 2 in a descriptor's address
         FragmentProducts<T, kRows, false>::add(chain, a[k], b + 2 * k, more || k > first);
@@ -168,7 +175,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
     };
     const auto scalesOf = [&](int stage, int group) {
       Scale of;
-      const uint8_t* at = shared + stage * C::kStageBytes + C::kXBytes + kInt4BlockBytes + group * C::kScaleBytes;
+      const uint8_t* at = shared + stage * C::kStageBytes + C::kScalesAt + group * C::kScaleBytes;
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const int output = warp * 16 + lane / 4 + 8 * i;
@@ -194,41 +201,33 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
     for (int tile = firstTile; tile < work.tiles; tile += tilesAtOnce) {
 #pragma unroll
       for (int j = 0; j < kRows / 2; j++) sums[0][j] = 0.0f;
-      const auto next = [&] {
-        const int stage = place.stage;
+      for (int number = begin; number < end; number++) {
+        const int stage = place.stage, panels = panelsOf(number);
         barrierWait(full + 8 * stage, place.parity);
         place.next();
-        return stage;
-      };
-      int i = 0;
-      if constexpr (C::kStagesOfGroup == 2) {
-        for (; i + 2 <= count; i += 2) {
-          const int first = next();
-          const Scale of = scalesOf(first, 0);
-          unpackCodes(first, codes[0]);
-          productsBegin();
-          multiply(first, codes[0], 0, 4, false);
-          const int second = next();
-          if constexpr (C::kUnpacked == 1) productsWait<0>();
-          unpackCodes(second, codes[C::kUnpacked - 1]);
-          productsBegin();
-          multiply(second, codes[C::kUnpacked - 1], 0, 4, true);
-          addChain(of);
-          release(first);
-          release(second);
-        }
-      }
-      // One stage at a time, with one group or two, or half of one at the end of a row.
-      for (; i < count; i++) {
-        const int stage = next();
-        unpackCodes(stage, codes[0]);
+        for (int panel = 0; panel < panels; panel += C::kPanelsOfGroup) {
+          unpackCodes(stage, panel, codes[0]);
+          if constexpr (C::kGroupsOfPanel == 1) {
+            const Scale of = scalesOf(stage, panel / C::kPanelsOfGroup);
+            productsBegin();
+            multiply(stage, panel, codes[0], 0, 4, false);
+            // A group ends early where k does.
+            if (C::kPanelsOfGroup == 2 && panel + 1 < panels) {
+              if constexpr (C::kUnpacked == 1) productsWait<0>();
+              unpackCodes(stage, panel + 1, codes[C::kUnpacked - 1]);
+              productsBegin();
+              multiply(stage, panel + 1, codes[C::kUnpacked - 1], 0, 4, true);
+            }
+            addChain(of);
+          } else {
 #pragma unroll
-        for (int group = 0; group < C::kGroupsOfStage; group++) {
-          const Scale of = scalesOf(stage, group);
-          constexpr int kProducts = 4 / C::kGroupsOfStage;
-          productsBegin();
-          multiply(stage, codes[0], group * kProducts, (group + 1) * kProducts, false);
-          addChain(of);
+            for (int group = 0; group < 2; group++) {
+              const Scale of = scalesOf(stage, 2 * panel + group);
+              productsBegin();
+              multiply(stage, panel, codes[0], 2 * group, 2 * group + 2, false);
+              addChain(of);
+            }
+          }
         }
         release(stage);
       }
@@ -270,19 +269,19 @@ void launchTiles(Elem elem, const Int4Linear& step, Matrix x, int rows, cudaStre
   constexpr CUtensorMapDataType type =
       std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const CUtensorMap map = tileMap(type, sizeof(T), x.data, weight.k, rows, x.stride, C::kRows);
-  const int steps = static_cast<int>(divideUp(weight.k, kInt4Columns));
+  const int panels = static_cast<int>(divideUp(weight.k, kInt4Columns));
   const int outputTiles = static_cast<int>(divideUp(weight.n, kInt4Rows));
   const int rowTiles = static_cast<int>(divideUp(rows, C::kRows));
   const int tiles = outputTiles * rowTiles;
-  // Blocks for all places there are, as long as each has enough of k.
+  // A block for each SM at least, as long as it has enough of k; adding parts costs as well.
   const int places = C::kBlocksOfSm * multiprocessors();
   int splits = 1;
-  while (splits < 8 && tiles * splits * 4 < places * 3 && steps >= 16 * splits) splits *= 2;
+  while (splits < 8 && tiles * splits < multiprocessors() && panels >= 16 * splits) splits *= 2;
   Work work{{weight.n, rows, rowTiles, tiles, splits}};
   work.codes = weight.data;
-  work.scales = weight.data + size_t(outputTiles) * steps * kInt4BlockBytes;
-  work.steps = steps;
-  work.groups = static_cast<int>(divideUp(int64_t(steps) * kInt4Columns, weight.group));
+  work.scales = weight.data + size_t(outputTiles) * panels * kInt4BlockBytes;
+  work.panels = panels;
+  work.groups = static_cast<int>(divideUp(int64_t(panels) * kInt4Columns, weight.group));
   const Results results = {nullptr, nullptr, step.bias, step.residual, step.out.data,
                            step.residualStride, step.out.stride, step.floatOut ? Elem::F32 : elem};
   const int blocks = splits > 1 ? tiles * splits : std::min(tiles, places);

@@ -1,4 +1,4 @@
-// The product of few rows with 4-bit weights. Weights are the A operand of mma.m16n8k16 (M = outputs)
+// The product of few rows with 4-bit weights, by mma.sync; on Hopper of very few. Weights are the A operand of mma.m16n8k16 (M = outputs)
 // and rows of activations the B operand, so that 8 rows waste nothing; codes are exact in 16 bits and
 // scales are applied to the float32 sums of a group. Blocks share the steps of all tiles evenly
 // (stream-K, Osama et al. 2023, arXiv 2301.03598); codes become floats by writing them into the
@@ -20,6 +20,7 @@ constexpr int kTileRows = kInt4Rows, kStepColumns = kInt4Columns;
 constexpr int kMTiles = kTileRows / 16;
 constexpr int kCodeBytes = kInt4BlockBytes;  // of a step
 constexpr int kWarps = 4, kThreads = kWarps * 32;
+constexpr int kFewRows = 4;  // that this kernel multiplies faster than hopper_int4.cu
 constexpr int kSumStride = kTileRows + 4;  // of the sums of a row: conflict-free for the C operand
 
 int stepsOf(int k) { return static_cast<int>(divideUp(k, kStepColumns)); }
@@ -134,7 +135,7 @@ __device__ void finishTile(const Args& p, const float* sums, int tile, int block
 // Grid: chunks of rows, blocks; chunks of the same part of the weight run side by side. Steps (64
 // columns of a tile) are numbered through; a block has an equal share of them one after the other,
 // whose steps its warps take in turn.
-template <class T, int kNTiles, int kStages, int kGroups, bool kOffsets>
+template <class T, int kNTiles, int kStages, int kGroups, bool kOffsets, bool kInOrder>
 __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
   using P = Plan<kNTiles, kStages, kGroups, kOffsets>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -147,8 +148,10 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
   const unsigned ringAt = static_cast<unsigned>(__cvta_generic_to_shared(ring));
   float* sums = reinterpret_cast<float*>(shared + kWarps * P::kRingBytes);
 
-  // Lane (g, t) has columns 8 t .. 8 t + 7 of each half of a step, of rows g, g + 8, ...
+  // Lane (g, t) has columns 8 t .. 8 t + 7 of each half of a step, of rows g, g + 8, ... Codes in order
+  // need two of each eight: it copies the same, but reads from what its row's lanes have copied.
   const int g = lane / 4, t = lane % 4;
+  const auto chunkAt = [&](int chunk) { return g * 64 + (kInOrder ? chunk ^ g / 2 : chunk) * 16; };
   const int firstRow = blockIdx.x * P::kRows;
 
   const auto copyCodes = [&](int step, int stage) {
@@ -168,7 +171,7 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
   };
   const auto copyX = [&](int step, int stage) {
     const int column = step % p.steps * kStepColumns + t * 8;
-    const unsigned to = ringAt + stage * P::kStageBytes + kCodeBytes + lane * 16;
+    const unsigned to = ringAt + stage * P::kStageBytes + kCodeBytes + chunkAt(t);
 #pragma unroll
     for (int j = 0; j < kNTiles; j++) {
       const int row = firstRow + j * 8 + g;
@@ -200,7 +203,7 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
     float sum[kMTiles][kNTiles][4] = {};
     for (; step < tileEnd; step += kWarps) {
       copyAsyncWait<kStages - 2>();
-      __syncwarp();  // the scales have arrived, and the stage filled next has been read
+      __syncwarp();  // what others have copied has arrived, and the stage filled next has been read
       const int ahead = step + (kStages - 1) * kWarps;
       if (ahead < end) {
         const int to = stage == 0 ? kStages - 1 : stage - 1;
@@ -216,8 +219,16 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
       for (int j = 0; j < kNTiles; j++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          x[j][half] = *reinterpret_cast<const uint4*>(at + kCodeBytes + (2 * j + half) * 512 +
-                                                       lane * 16);
+          const unsigned char* from = at + kCodeBytes + (2 * j + half) * 512;
+          if constexpr (kInOrder) {
+            unsigned(&words)[4] = reinterpret_cast<unsigned(&)[4]>(x[j][half]);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+              words[i] = *reinterpret_cast<const unsigned*>(from + chunkAt(i) + 4 * t);
+            }
+          } else {
+            x[j][half] = *reinterpret_cast<const uint4*>(from + lane * 16);
+          }
         }
       }
       // Sums of activations, which offsets multiply: as a product with ones, in the layout of sums.
@@ -317,10 +328,10 @@ constexpr int kMaxBlocks = 1024;
 constexpr size_t kPartialBytes = size_t(kMaxBlocks) * 2 * 32 * kTileRows * 4;
 
 // False if the variant does not fit on this GPU.
-template <class T, int kNTiles, int kStages, int kGroups, bool kOffsets>
+template <class T, int kNTiles, int kStages, int kGroups, bool kOffsets, bool kInOrder = false>
 bool launchProduct(const Args& p, cudaStream_t stream) {
   using P = Plan<kNTiles, kStages, kGroups, kOffsets>;
-  const auto kernel = int4Product<T, kNTiles, kStages, kGroups, kOffsets>;
+  const auto kernel = int4Product<T, kNTiles, kStages, kGroups, kOffsets, kInOrder>;
   static const int resident = std::min(residentBlocks(kernel, P::kSharedBytes), kMaxBlocks);
   if (resident == 0) return false;
   const int chunks = static_cast<int>(divideUp(p.rows, P::kRows));
@@ -332,9 +343,10 @@ bool launchProduct(const Args& p, cudaStream_t stream) {
 }
 
 template <class T, int kGroups, bool kOffsets>
-void launchRows(const Args& p, cudaStream_t stream) {
+void launchRows(const Args& p, bool inOrder, cudaStream_t stream) {
   const bool launched =
-      p.rows <= 8 ? launchProduct<T, 1, 4, kGroups, kOffsets>(p, stream)
+      inOrder ? launchProduct<T, 1, 4, kGroups, kOffsets, true>(p, stream)
+      : p.rows <= 8 ? launchProduct<T, 1, 4, kGroups, kOffsets>(p, stream)
                   : (p.rows > 16 && launchProduct<T, 4, 3, kGroups, kOffsets>(p, stream)) ||
                         launchProduct<T, 2, 4, kGroups, kOffsets>(p, stream);
   if (!launched) throw CudaError("int4Product: too little shared memory on this GPU");
@@ -530,7 +542,7 @@ void int4Dequantize(Elem elem, const Int4Weight& weight, void* out, cudaStream_t
 bool int4Takes(const Int4Linear& step, int rows) {
   return rows <= kInt4MaxRows &&
          packable(Elem::BF16, {step.x.data}, {step.x.stride, step.weight.k}) &&
-         (!step.weight.inOrder || hopperInt4Takes(step));
+         (!step.weight.inOrder || rows <= kFewRows || hopperInt4Takes(step));
 }
 
 bool int4InOrder() { return hopperAvailable(); }
@@ -552,7 +564,7 @@ void int4Linear(Elem elem, const Int4Linear& step, int rows, cudaStream_t stream
              static_cast<const T*>(x.data), x.stride, weight.columns, weight.k, permuted);
       x = {permuted, weight.k, weight.k};
     }
-    if (weight.inOrder) return hopperInt4(elem, step, x, rows, stream);
+    if (weight.inOrder && rows > kFewRows) return hopperInt4(elem, step, x, rows, stream);
     Args p{};
     p.codes = weight.data;
     p.scales = reinterpret_cast<const uint8_t*>(scalesOf(weight));
@@ -573,11 +585,13 @@ void int4Linear(Elem elem, const Int4Linear& step, int rows, cudaStream_t stream
     p.groups = groupsOf(weight.k, weight.group);
     p.stepsOfGroup = std::max(1, weight.group / kStepColumns);
     p.floatOut = step.floatOut;
-    if (weight.group == 32) {
-      weight.offsets ? launchRows<T, 2, true>(p, stream) : launchRows<T, 2, false>(p, stream);
-    } else {
-      weight.offsets ? launchRows<T, 1, true>(p, stream) : launchRows<T, 1, false>(p, stream);
-    }
+    const auto launchGroups = [&](auto groups) {
+      constexpr int kGroups = decltype(groups)::value;
+      weight.offsets ? launchRows<T, kGroups, true>(p, weight.inOrder, stream)
+                     : launchRows<T, kGroups, false>(p, weight.inOrder, stream);
+    };
+    if (weight.group == 32) return launchGroups(std::integral_constant<int, 2>{});
+    launchGroups(std::integral_constant<int, 1>{});
   });
 }
 
