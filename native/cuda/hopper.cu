@@ -66,6 +66,17 @@ bool hopperAvailable() {
   return known[device] == Yes;
 }
 
+int multiprocessors() {
+  static const int count = [] {
+    int device = 0, found = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device),
+          "cudaDeviceGetAttribute");
+    return found;
+  }();
+  return count;
+}
+
 CUtensorMap tileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
                     int64_t stride, int tileRows, int rowBytes) {
   CUtensorMap map;

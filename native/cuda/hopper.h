@@ -8,6 +8,8 @@ namespace millrace::cuda {
 
 // Whether the current device is a Hopper and this build has the code of sm_90a for it.
 bool hopperAvailable();
+// Of the device that is current when first asked; a machine's GPUs are taken to be alike.
+int multiprocessors();
 
 // Bytes of a row of a tile, the width of the swizzle.
 constexpr int kTileWidth = 128;

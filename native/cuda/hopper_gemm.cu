@@ -236,17 +236,6 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
 
 // ---------------------------------------------------------------- launching
 
-int multiprocessors() {
-  static const int count = [] {
-    int device = 0, found = 0;
-    check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device),
-          "cudaDeviceGetAttribute");
-    return found;
-  }();
-  return count;
-}
-
 template <class C>
 void launchTiles(const Product& product, const ProductCall& call, const HopperTiles& tiles, int rows,
                  cudaStream_t stream) {

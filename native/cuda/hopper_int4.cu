@@ -244,17 +244,6 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
 #endif
 }
 
-int multiprocessors() {
-  static const int count = [] {
-    int device = 0, found = 0;
-    check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device),
-          "cudaDeviceGetAttribute");
-    return found;
-  }();
-  return count;
-}
-
 template <class C>
 void launchTiles(Elem elem, const Int4Linear& step, Matrix x, int rows, cudaStream_t stream) {
   using T = typename C::T;
