@@ -89,21 +89,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
   const auto rowOf = [&](int tile) { return tile % work.rowTiles * kRows; };
   const auto outputOf = [&](int tile) { return tile / work.rowTiles * C::kOutputs; };
 
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; i++) {
-      barrierInit(full + 8 * i, 1);
-      barrierInit(empty + 8 * i, C::kWarpgroups);
-    }
-    barrierInitFence();
-  }
-  const auto sync = [&] {
-    if (work.splits > 1) {
-      clusterSync();
-    } else {
-      __syncthreads();
-    }
-  };
-  sync();
+  startRing<kStages>(full, empty, C::kWarpgroups, work.splits);
 
   if (warp >= 4 * C::kWarpgroups) {
     if constexpr (C::kTrades) giveRegisters<kCopierRegisters>();

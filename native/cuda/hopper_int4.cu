@@ -79,15 +79,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
   const auto rowOf = [&](int tile) { return tile % work.rowTiles * kRows; };
   const auto blockOf = [&](int tile) { return tile / work.rowTiles; };  // of 64 outputs
 
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; i++) {
-      barrierInit(full + 8 * i, 1);
-      barrierInit(empty + 8 * i, kWarps);
-    }
-    barrierInitFence();
-  }
-  if (work.splits > 1) clusterSync();
-  else __syncthreads();
+  startRing<kStages>(full, empty, kWarps, work.splits);
 
   if (warp == kWarps) {
     const auto copyWeight = [&](int stage, int block, int number) {

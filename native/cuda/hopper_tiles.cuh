@@ -84,6 +84,24 @@ struct RingPlace {
   }
 };
 
+// The barriers of a ring that one thread fills, at 8 bytes each, and the start of all blocks that share a
+// sum: none is written to before.
+template <int kStages>
+__device__ __forceinline__ void startRing(uint32_t full, uint32_t empty, int emptiers, int splits) {
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; i++) {
+      barrierInit(full + 8 * i, 1);
+      barrierInit(empty + 8 * i, emptiers);
+    }
+    barrierInitFence();
+  }
+  if (splits > 1) {
+    clusterSync();
+  } else {
+    __syncthreads();
+  }
+}
+
 template <int kThreads>
 __device__ __forceinline__ void syncAdders() {
   asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
