@@ -37,10 +37,6 @@ decltype(&cuTensorMapEncodeTiled) encodeMap() {
   return function;
 }
 
-}  // namespace
-
-namespace {
-
 bool isHopper(int device) {
   int major = 0, minor = 0;
   const auto read = [&](int& value, cudaDeviceAttr attribute) {

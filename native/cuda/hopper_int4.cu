@@ -146,8 +146,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
 #pragma unroll
       for (int k = 0; k < 4; k++) codesOf<T>(w[k], to[k]);
     };
-    constexpr uint32_t kOne = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
-    const uint32_t ones[4] = {kOne, kOne, kOne, kOne};
+    constexpr uint32_t ones[4] = {kOnes<T>, kOnes<T>, kOnes<T>, kOnes<T>};
     // Products of 16 columns first .. last of a panel.
     const auto multiply = [&](int stage, int panel, const uint32_t (&a)[4][4], int first, int last,
                               bool more) {
@@ -250,19 +249,18 @@ void launchTiles(Elem elem, const Int4Linear& step, Matrix x, int rows, cudaStre
   constexpr CUtensorMapDataType type =
       std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const CUtensorMap map = tileMap(type, sizeof(T), x.data, weight.k, rows, x.stride, C::kRows);
-  const int panels = static_cast<int>(divideUp(weight.k, kInt4Columns));
-  const int outputTiles = static_cast<int>(divideUp(weight.n, kInt4Rows));
+  const int panels = int4BlocksOfK(weight.k);
   const int rowTiles = static_cast<int>(divideUp(rows, C::kRows));
-  const int tiles = outputTiles * rowTiles;
+  const int tiles = int4BlocksOfN(weight.n) * rowTiles;
   // A block for each SM at least, as long as it has enough of k; adding parts costs as well.
   const int places = C::kBlocksOfSm * multiprocessors();
   int splits = 1;
   while (splits < 8 && tiles * splits < multiprocessors() && panels >= 16 * splits) splits *= 2;
   Work work{{weight.n, rows, rowTiles, tiles, splits}};
   work.codes = weight.data;
-  work.scales = weight.data + size_t(outputTiles) * panels * kInt4BlockBytes;
+  work.scales = reinterpret_cast<const uint8_t*>(int4Scales(weight));
   work.panels = panels;
-  work.groups = static_cast<int>(divideUp(int64_t(panels) * kInt4Columns, weight.group));
+  work.groups = int4GroupsKept(weight.k, weight.group);
   const Results results = {nullptr, nullptr, step.bias, step.residual, step.out.data,
                            step.residualStride, step.out.stride, step.floatOut ? Elem::F32 : elem};
   const int blocks = splits > 1 ? tiles * splits : std::min(tiles, places);

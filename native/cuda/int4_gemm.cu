@@ -1,8 +1,8 @@
-// The product of few rows with 4-bit weights, by mma.sync; on Hopper of very few. Weights are the A operand of mma.m16n8k16 (M = outputs)
-// and rows of activations the B operand, so that 8 rows waste nothing; codes are exact in 16 bits and
-// scales are applied to the float32 sums of a group. Blocks share the steps of all tiles evenly
-// (stream-K, Osama et al. 2023, arXiv 2301.03598); codes become floats by writing them into the
-// mantissa of a power of two, as in Kim et al. 2022 (arXiv 2211.10017).
+// The product of few rows with 4-bit weights, by mma.sync; on Hopper of very few. Weights are the A
+// operand of mma.m16n8k16 (M = outputs) and rows of activations the B operand, so that 8 rows waste
+// nothing; codes are exact in 16 bits and scales are applied to the float32 sums of a group. Blocks
+// share the steps of all tiles evenly (stream-K, Osama et al. 2023, arXiv 2301.03598); codes become
+// floats by writing them into the mantissa of a power of two, as in Kim et al. 2022 (arXiv 2211.10017).
 #include <algorithm>
 
 #include "elements.h"
@@ -22,13 +22,6 @@ constexpr int kCodeBytes = kInt4BlockBytes;  // of a step
 constexpr int kWarps = 4, kThreads = kWarps * 32;
 constexpr int kFewRows = 4;  // that this kernel multiplies faster than hopper_int4.cu
 constexpr int kSumStride = kTileRows + 4;  // of the sums of a row: conflict-free for the C operand
-
-int stepsOf(int k) { return static_cast<int>(divideUp(k, kStepColumns)); }
-int tilesOf(int n) { return static_cast<int>(divideUp(n, kTileRows)); }
-int groupsOf(int k, int group) {
-  return static_cast<int>(divideUp(stepsOf(k) * kStepColumns, group));
-}
-size_t codeBytes(int n, int k) { return size_t(tilesOf(n)) * stepsOf(k) * kCodeBytes; }
 
 struct Args {
   const uint8_t* codes;
@@ -234,8 +227,7 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
       // Sums of activations, which offsets multiply: as a product with ones, in the layout of sums.
       float ones[kOffsets ? kGroups : 1][kNTiles][4] = {};
       if constexpr (kOffsets) {
-        constexpr unsigned kOne = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
-        const unsigned a[4] = {kOne, kOne, kOne, kOne};
+        constexpr unsigned a[4] = {kOnes<T>, kOnes<T>, kOnes<T>, kOnes<T>};
 #pragma unroll
         for (int j = 0; j < kNTiles; j++) {
 #pragma unroll
@@ -309,18 +301,16 @@ __global__ void __launch_bounds__(kThreads) int4Product(Args p) {
 // Blocks of a variant that run at the same time; 0 if its shared memory does not fit.
 template <class Kernel>
 int residentBlocks(Kernel kernel, int sharedBytes) {
-  int device = 0, most = 0, sms = 0, blocks = 0;
+  int device = 0, most = 0, blocks = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-        "cudaDeviceGetAttribute");
-  check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device),
         "cudaDeviceGetAttribute");
   if (sharedBytes > most) return 0;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sharedBytes),
         "int4Product: shared memory");
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, sharedBytes),
         "int4Product: occupancy");
-  return std::max(1, blocks) * sms;
+  return std::max(1, blocks) * multiprocessors();
 }
 
 // Of partial results: 2 a block, of at most this many blocks, 32 rows each.
@@ -345,10 +335,10 @@ bool launchProduct(const Args& p, cudaStream_t stream) {
 template <class T, int kGroups, bool kOffsets>
 void launchRows(const Args& p, bool inOrder, cudaStream_t stream) {
   const bool launched =
-      inOrder ? launchProduct<T, 1, 4, kGroups, kOffsets, true>(p, stream)
+      inOrder       ? launchProduct<T, 1, 4, kGroups, kOffsets, true>(p, stream)
       : p.rows <= 8 ? launchProduct<T, 1, 4, kGroups, kOffsets>(p, stream)
-                  : (p.rows > 16 && launchProduct<T, 4, 3, kGroups, kOffsets>(p, stream)) ||
-                        launchProduct<T, 2, 4, kGroups, kOffsets>(p, stream);
+                    : (p.rows > 16 && launchProduct<T, 4, 3, kGroups, kOffsets>(p, stream)) ||
+                          launchProduct<T, 2, 4, kGroups, kOffsets>(p, stream);
   if (!launched) throw CudaError("int4Product: too little shared memory on this GPU");
 }
 
@@ -488,20 +478,16 @@ void with16Bits(Elem elem, F&& f) {
   throw CudaError("4-bit weights are for 16-bit activations, not for float32");
 }
 
-float* scalesOf(const Int4Weight& weight) {
-  return reinterpret_cast<float*>(weight.data + codeBytes(weight.n, weight.k));
-}
-
 }  // namespace
 
 size_t int4Bytes(int n, int k, int group, bool offsets) {
-  const size_t scales = size_t(tilesOf(n)) * groupsOf(k, group) * kTileRows;
-  return codeBytes(n, k) + scales * (offsets ? 8 : 4);
+  const size_t scales = size_t(int4BlocksOfN(n)) * int4GroupsKept(k, group) * kTileRows;
+  return int4CodeBytes(n, k) + scales * (offsets ? 8 : 4);
 }
 
 size_t int4ScratchBytes(int maxK) { return kPartialBytes + size_t(kInt4MaxRows) * maxK * 2; }
 
-size_t int4Counters(int maxN) { return size_t(tilesOf(maxN)) * divideUp(kInt4MaxRows, 16); }
+size_t int4Counters(int maxN) { return size_t(int4BlocksOfN(maxN)) * divideUp(kInt4MaxRows, 16); }
 
 void int4Pack(const Int4Weight& weight, int first, int count, const int8_t* codes,
               const float* scales, const float* offsets, cudaStream_t stream) {
@@ -509,11 +495,11 @@ void int4Pack(const Int4Weight& weight, int first, int count, const int8_t* code
   const int lines = static_cast<int>(divideUp(first % 16 + count, 16)) * 8;
   const dim3 grid(lines, static_cast<unsigned>(divideUp(weight.k, 4 * 256)));
   packCodes<<<grid, 256, 0, stream>>>(reinterpret_cast<unsigned*>(weight.data), weight.k,
-                                      stepsOf(weight.k), weight.inOrder, first, count, codes);
+                                      int4BlocksOfK(weight.k), weight.inOrder, first, count, codes);
   checkLaunch("packCodes");
   const int groups = static_cast<int>(divideUp(weight.k, weight.group));
   packScales<<<static_cast<unsigned>(divideUp(int64_t(count) * groups, 256)), 256, 0, stream>>>(
-      scalesOf(weight), groups, groupsOf(weight.k, weight.group), first, count, scales, offsets,
+      int4Scales(weight), groups, int4GroupsKept(weight.k, weight.group), first, count, scales, offsets,
       weight.offsets);
   checkLaunch("packScales");
 }
@@ -533,8 +519,8 @@ void int4Dequantize(Elem elem, const Int4Weight& weight, void* out, cudaStream_t
   with16Bits(elem, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     launch("dequantize", dequantize<T>, grid, 256, 0, stream,
-           reinterpret_cast<const unsigned*>(weight.data), scalesOf(weight), weight.n, weight.k,
-           stepsOf(weight.k), weight.inOrder, weight.group, groupsOf(weight.k, weight.group),
+           reinterpret_cast<const unsigned*>(weight.data), int4Scales(weight), weight.n, weight.k,
+           int4BlocksOfK(weight.k), weight.inOrder, weight.group, int4GroupsKept(weight.k, weight.group),
            weight.offsets, weight.columns, static_cast<T*>(out));
   });
 }
@@ -567,7 +553,7 @@ void int4Linear(Elem elem, const Int4Linear& step, int rows, cudaStream_t stream
     if (weight.inOrder && rows > kFewRows) return hopperInt4(elem, step, x, rows, stream);
     Args p{};
     p.codes = weight.data;
-    p.scales = reinterpret_cast<const uint8_t*>(scalesOf(weight));
+    p.scales = reinterpret_cast<const uint8_t*>(int4Scales(weight));
     p.x = x.data;
     p.xStride = x.stride;
     p.out = step.out.data;
@@ -580,9 +566,9 @@ void int4Linear(Elem elem, const Int4Linear& step, int rows, cudaStream_t stream
     p.n = weight.n;
     p.k = weight.k;
     p.rows = rows;
-    p.steps = stepsOf(weight.k);
-    p.tiles = tilesOf(weight.n);
-    p.groups = groupsOf(weight.k, weight.group);
+    p.steps = int4BlocksOfK(weight.k);
+    p.tiles = int4BlocksOfN(weight.n);
+    p.groups = int4GroupsKept(weight.k, weight.group);
     p.stepsOfGroup = std::max(1, weight.group / kStepColumns);
     p.floatOut = step.floatOut;
     const auto launchGroups = [&](auto groups) {
