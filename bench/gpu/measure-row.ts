@@ -15,19 +15,15 @@ import { loadModel } from '../../src/model/load-model.js';
 import { bareDecoder } from './bare-steps.js';
 import { watchCard } from './card-watch.js';
 import type { ClientJob, ClientResult } from './http-clients.js';
-import type { Job, Measured } from './rows.js';
+import type { Job, Measured, Row } from './rows.js';
 import { decodeInterval, type Lengths, runRequests, same, uniform } from './run-requests.js';
 
+/** By the row's name; with `-kv8` and `-w8` it is the same with what the row says of its numbers. */
 const MEASURES: Record<string, (job: Job) => Promise<Measured>> = {
   '1b-offline': (job) => offline(job, same(256, 128, 128)),
-  '1b-offline-kv8': (job) => offline(job, same(256, 128, 128)),
   '8b-offline': (job) => offline(job, same(256, 128, 128)),
-  '8b-offline-w8': (job) => offline(job, same(256, 128, 128)),
   '8b-long': (job) => offline(job, same(512, 1000, 1000)),
-  '8b-long-kv8': (job) => offline(job, same(512, 1000, 1000)),
-  '8b-long-w8': (job) => offline(job, same(512, 1000, 1000)),
   '0.6b-uniform': (job) => offline(job, uniform(256)),
-  '0.6b-uniform-kv8': (job) => offline(job, uniform(256)),
   '8b-decode': decodeStep,
   '8b-prefill': prefill,
   '8b-fp8': quantized,
@@ -39,11 +35,15 @@ if (process.send) {
   process.send('ready');
   const [job] = (await once(process, 'message')) as [Job];
   try {
-    process.send({ measured: await MEASURES[job.row.name](job) });
+    process.send({ measured: await measureOf(job.row)(job) });
   } catch (error) {
     process.send({ failure: (error as Error).stack ?? `${error}` });
   }
   process.disconnect();
+}
+
+function measureOf({ name }: Row): (job: Job) => Promise<Measured> {
+  return MEASURES[name.replace(/-(kv8|w8)$/, '')];
 }
 
 function modelPath({ modelDir, row }: Job): string {

@@ -69,9 +69,9 @@ struct Configuration {
 // Made once for each device, types, head size and whether more than half of the heads that a decode's
 // pass may serve are used, before any capture: by the sizes or the plan.
 const Configuration& configurationOf(const AttentionShape& shape) {
-  constexpr int kDevices = 64, kVariants = kAttentionVariants;
+  constexpr int kDevices = 64;
   static std::mutex mutex;
-  static Configuration all[kDevices][2][2][3][2][kVariants][kVariants];
+  static Configuration all[kDevices][2][2][3][2][kAttentionVariants][kAttentionVariants];
   const AttentionVariants variants = attentionVariants;
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");

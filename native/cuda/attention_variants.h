@@ -9,14 +9,14 @@ struct AttentionVariants {
   int decode = 0, prefill = 0;
 };
 
-constexpr int kAttentionVariants = 6;  // of each kind, at most
-
 #ifdef MILLRACE_ATTENTION_EXPERIMENTS
+constexpr int kAttentionVariants = 6;  // of each kind, at most
 inline AttentionVariants attentionVariants;
 // Of the kernels that `attentionVariants` chooses for the shape; null where there is none.
 const char* decodeVariantName(const AttentionShape& shape);
 const char* prefillVariantName(const AttentionShape& shape);
 #else
+constexpr int kAttentionVariants = 1;
 constexpr AttentionVariants attentionVariants;
 #endif
 

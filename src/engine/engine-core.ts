@@ -60,7 +60,7 @@ export class EngineCore {
   #started: number[] = [];
   #arrivals = 0;
   #steps = 0;
-  /** Since the last report: tokens computed, time spent in all, on schedules and on batches. */
+  /** Since the last report: tokens computed, time spent in `begin`, on schedules and on batches. */
   #stepTokens = 0;
   #begunMs = 0;
   #scheduleMs = 0;

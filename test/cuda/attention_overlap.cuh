@@ -1,6 +1,8 @@
 // Attention behind a kernel that stores the step's queries and newest keys and values, as in a step,
 // with programmatic dependent launch: what attention reads ahead of that kernel's end must not be those.
 #pragma once
+#include <utility>
+
 #include "attention_case.h"
 #include "launch.h"
 
@@ -37,8 +39,7 @@ inline double overlapError(const Layout& layout, const Batch& batch, uint64_t se
   const Step step(layout, batch, seed);
   const auto expected = expectedOf(step);
   const int64_t outStride = layout.heads * layout.headDim;
-  Memory memory(step.shape, batch.tokens(), batch.seqs(), step.q.size(), step.keys.size(),
-                static_cast<int>(step.tables.size()), outStride);
+  Memory memory = memoryFor(step, outStride);
   const AttentionPlan plan = memory.upload(step, batch.seqs(), false);
   std::vector<int64_t> offsets;
   for (int s = 0; s < batch.seqs(); s++) {
@@ -56,7 +57,7 @@ inline double overlapError(const Layout& layout, const Batch& batch, uint64_t se
   cudaGraphExec_t exec;
   check(cudaStreamCreate(&stream), "stream");
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-  overlapLaunches = launchesCanOverlap();
+  const bool overlapped = std::exchange(overlapLaunches, launchesCanOverlap());
   const dim3 grid(static_cast<unsigned>(offsets.size()));
   launch("store", storeKernel, grid, 128, 0, stream, store);
   store.late = true;
@@ -64,7 +65,7 @@ inline double overlapError(const Layout& layout, const Batch& batch, uint64_t se
   launch("store", storeKernel, grid, 128, 0, stream, store);
   attention(step.shape, plan, memory.inputs(), memory.kv(), memory.qMatrix(step.qStride),
             memory.outMatrix(), stream);
-  overlapLaunches = false;
+  overlapLaunches = overlapped;
   check(cudaStreamEndCapture(stream, &graph), "capture");
   check(cudaGraphInstantiate(&exec, graph, 0), "graph");
   double worst = 0;
