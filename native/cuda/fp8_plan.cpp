@@ -47,20 +47,22 @@ void planFp8(Program& program, const std::vector<WeightSpec>& weights, Elem elem
     }
     return count;
   };
-  auto& ops = program.tokenOps;
-  for (size_t i = 0; i < ops.size(); i++) {
-    Instruction& maker = ops[i];
-    const bool norm = maker.kind == OpKind::RmsNorm && weights[maker.weight].n == maker.x.width;
-    const bool fuses = norm || maker.kind == OpKind::SiluMul;
-    const Operand made = fuses ? maker.out : multiplies(maker) ? maker.x : Operand{};
-    if (!made) continue;
-    size_t end = i + 1;
-    while (end < ops.size() && multiplies(ops[end]) && same(ops[end].x, made)) end++;
-    const int products = static_cast<int>(end - i - 1);
-    if (fuses && (products == 0 || readers(made.buffer) != products)) continue;
-    maker.toFp8 = fuses;
-    for (size_t j = i + 1; j < end; j++) ops[j].fromFp8 = true;
-    i = end - 1;
+  for (auto* list : {&program.tokenOps, &program.rowOps}) {
+    auto& ops = *list;
+    for (size_t i = 0; i < ops.size(); i++) {
+      Instruction& maker = ops[i];
+      const bool norm = maker.kind == OpKind::RmsNorm && weights[maker.weight].n == maker.x.width;
+      const bool fuses = norm || maker.kind == OpKind::SiluMul;
+      const Operand made = fuses ? maker.out : multiplies(maker) ? maker.x : Operand{};
+      if (!made) continue;
+      size_t end = i + 1;
+      while (end < ops.size() && multiplies(ops[end]) && same(ops[end].x, made)) end++;
+      const int products = static_cast<int>(end - i - 1);
+      if (fuses && (products == 0 || readers(made.buffer) != products)) continue;
+      maker.toFp8 = fuses;
+      for (size_t j = i + 1; j < end; j++) ops[j].fromFp8 = true;
+      i = end - 1;
+    }
   }
 }
 

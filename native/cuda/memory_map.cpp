@@ -94,11 +94,14 @@ MemoryMap mapMemory(const RunnerConfig& config, const Program& program,
     if (plain) break;
     attention = std::max(attention, attentionScratchBytes(shape, limits.maxTokens, limits.maxSeqs));
   }
-  for (const Instruction& op : program.tokenOps) {
-    if (op.kind != OpKind::Moe) continue;
-    const WeightSpec& gateUp = config.weights[op.weight];
-    moe = std::max(moe, moeScratchBytes(config.elem, gateUp.experts, gateUp.n / 2, gateUp.k, op.topK,
-                                        limits.maxTokens));
+  for (const auto* list : {&program.tokenOps, &program.rowOps}) {
+    const int rows = list == &program.tokenOps ? limits.maxTokens : limits.rowTile;
+    for (const Instruction& op : *list) {
+      if (op.kind != OpKind::Moe) continue;
+      const WeightSpec& gateUp = config.weights[op.weight];
+      moe = std::max(moe, moeScratchBytes(config.elem, gateUp.experts, gateUp.n / 2, gateUp.k,
+                                          op.topK, rows));
+    }
   }
   map.raggedEntries = std::max(kRaggedEntries, 2 * vocab);
   map.activations = take(program.activationBytes);

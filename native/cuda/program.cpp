@@ -229,8 +229,8 @@ std::vector<Instruction> decodeInstructions(const std::vector<double>& code, boo
   while (!in.done()) {
     list.push_back(decode(in, program));
     const OpKind kind = list.back().kind;
-    const bool onTokens = kind == OpKind::Embed || kind == OpKind::QkvStore ||
-                          kind == OpKind::Attention || kind == OpKind::Moe;
+    const bool onTokens =
+        kind == OpKind::Embed || kind == OpKind::QkvStore || kind == OpKind::Attention;
     require(!onTokens || perToken, "an operation on tokens among those on wanted rows");
     require(kind != OpKind::Gather || !perToken, "gather among the operations on tokens");
   }

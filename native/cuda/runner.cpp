@@ -113,10 +113,12 @@ void Runner::makeProducts(const std::function<void(double)>& progress) {
                                                bytes(op.residual, false), bytes(op.out, floatOut)}),
                               weights_.isInt4(op.weight)});
       Use& use = uses[op.product];
+      const int rows = list == &program_.tokenOps ? limits_.maxTokens : limits_.rowTile;
+      // Where tokens are multiplied, too, a tile of wanted rows has no room for that many.
+      if (rows < use.maxRows) continue;
+      use.maxRows = rows;
       use.calls.push_back(productCall(op));
       if (weight.fp8) use.fp8 = matrix(op.x);
-      const int rows = list == &program_.tokenOps ? limits_.maxTokens : limits_.rowTile;
-      use.maxRows = std::max(use.maxRows, rows);
     }
   }
   // Float32 is for comparisons, where the library's first choice will do.

@@ -25,34 +25,44 @@ function weightBytes(program: Program, source: Pick<WeightSource, 'dtype' | 'sto
   }, 0);
 }
 
-/** Rows of logits an executor holds at once. */
-const LOGIT_ROWS = 64;
+/** Wanted rows an executor has in memory at once. */
+const ROW_TILE = 64;
 
 /**
  * An upper estimate of what the activations take: the most values that live at the same time, in
  * float32 and half as much again for the executor's own forms of them.
  */
 function workspaceBytes(program: Program, maxTokens: number): number {
+  const tile = Math.min(ROW_TILE, maxTokens);
+  const elements = (value: number) => {
+    // The logits are counted by themselves.
+    if (value === program.logits.value) return 0;
+    const { rows, width } = program.values[value];
+    return width * (rows === 'T' ? maxTokens : tile);
+  };
   const last = new Map<number, number>();
   program.ops.forEach((op, index) => {
     for (const view of Object.values(op) as (View | undefined)[]) {
-      if (typeof view === 'object') last.set(view.value, index);
+      if (typeof view !== 'object') continue;
+      // Every tile of wanted rows reads what tokens left.
+      const again = op.kind === 'gather' && view.value === op.x.value;
+      const until = again ? program.ops.length : index;
+      last.set(view.value, Math.max(until, last.get(view.value) ?? 0));
     }
   });
   let live = 0;
   let most = 0;
   const begun = new Set<number>();
   program.ops.forEach((op, index) => {
-    const { id, rows, width } = program.values[op.out.value];
-    if (rows === 'T' && !begun.has(id)) live += width;
-    begun.add(id);
+    live += elements(op.out.value);
+    begun.add(op.out.value);
     most = Math.max(most, live);
     for (const value of begun) {
       if (last.get(value) !== index) continue;
-      if (program.values[value].rows === 'T') live -= program.values[value].width;
+      live -= elements(value);
       begun.delete(value);
     }
   });
-  const logits = program.vocabSize * Math.min(LOGIT_ROWS, maxTokens);
-  return Math.ceil(most * maxTokens * 4 * 1.5) + 2 * logits * 4;
+  const logits = program.vocabSize * tile;
+  return Math.ceil(most * 4 * 1.5) + 2 * logits * 4;
 }

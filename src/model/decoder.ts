@@ -14,7 +14,7 @@ export interface DecoderTraits {
   readonly qkNorm?: boolean;
   /** The sliding window of a layer in tokens; undefined is full attention. */
   readonly window?: (layer: number) => number | undefined;
-  /** Records the layer's feed-forward part: `x` and the result are `[T, hiddenSize]`. */
+  /** Records the layer's feed-forward part: `x` and the result are `[n, hiddenSize]`. */
   readonly mlp?: (builder: ProgramBuilder, x: View, layer: number) => View;
 }
 
@@ -29,19 +29,20 @@ export function recordDecoder(config: ModelConfig, traits: DecoderTraits): Progr
   let x = b.embed(embedding);
   for (let layer = 0; layer < config.numLayers; layer++) {
     const prefix = layerPrefix(layer);
-    const attended = attention(b, config, traits, {
+    let attended = attention(b, config, traits, {
       x: norm(x, `${prefix}.input_layernorm.weight`),
       layer,
       table,
     });
-    x = b.add(x, attended);
+    // Attention alone mixes rows: after the last one those that nobody wants are of no use.
+    if (layer === config.numLayers - 1) [x, attended] = [b.gather(x), b.gather(attended)];
+    x = b.add(x, outputProjection(b, config, traits, attended, layer));
     x = b.add(x, mlp(b, norm(x, `${prefix}.post_attention_layernorm.weight`), layer));
   }
-  const wanted = norm(b.gather(x), 'model.norm.weight');
   const head = config.tieWordEmbeddings
     ? embedding
     : matrix(b, 'lm_head.weight', config.vocabSize, config.hiddenSize);
-  return b.finish(b.linear(wanted, head));
+  return b.finish(b.linear(norm(x, 'model.norm.weight'), head));
 }
 
 function attention(
@@ -50,7 +51,7 @@ function attention(
   traits: DecoderTraits,
   { x, layer, table }: { x: View; layer: number; table: number },
 ): View {
-  const { numHeads: heads, numKvHeads: kvHeads, headDim, hiddenSize } = config;
+  const { numHeads: heads, numKvHeads: kvHeads, headDim } = config;
   const prefix = `${layerPrefix(layer)}.self_attn`;
   const qWidth = heads * headDim;
   const kvWidth = kvHeads * headDim;
@@ -65,7 +66,7 @@ function attention(
       : view;
   const q = headNorm(slice(qkv, 0, qWidth), 'q_norm');
   const k = headNorm(slice(qkv, qWidth, kvWidth), 'k_norm');
-  const attended = b.attention({
+  return b.attention({
     q: b.rope(q, headDim, table),
     k: b.rope(k, headDim, table),
     v: slice(qkv, qWidth + kvWidth, kvWidth),
@@ -75,8 +76,17 @@ function attention(
     scale: headDim ** -0.5,
     window: traits.window?.(layer),
   });
-  const out = `${prefix}.o_proj`;
-  return linear(b, attended, out, traits.outputBias, [[out, hiddenSize]]);
+}
+
+function outputProjection(
+  b: ProgramBuilder,
+  config: ModelConfig,
+  traits: DecoderTraits,
+  attended: View,
+  layer: number,
+): View {
+  const name = `${layerPrefix(layer)}.self_attn.o_proj`;
+  return linear(b, attended, name, traits.outputBias, [[name, config.hiddenSize]]);
 }
 
 /** `down(silu(gate x) * up x)` (SwiGLU, arXiv 2002.05202). */

@@ -123,7 +123,7 @@ export interface SiluMulOp {
 }
 
 /**
- * Mixture of experts. Softmax over the router's logits (`router` `[T, experts]`, computed by a
+ * Mixture of experts. Softmax over the router's logits (`router` `[n, experts]`, computed by a
  * linear before), the `topK` largest (ties: lower expert first), renormalised to sum 1 if
  * `normalize`; the output is the weighted sum of `down_e(silu(gate_e x) * (up_e x))`.
  * gateUp `[experts, 2 * inner, width]` (gate rows, then up rows), down `[experts, width, inner]`.
@@ -254,7 +254,7 @@ export class ProgramBuilder {
   }
 
   moe(options: Omit<MoeOp, 'kind' | 'out'>): View {
-    const out = this.#value('T', options.x.width);
+    const out = this.#value(this.#rows(options.x), options.x.width);
     this.#ops.push({ kind: 'moe', ...options, out });
     return out;
   }

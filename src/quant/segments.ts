@@ -4,7 +4,15 @@
  * and whose "logits" are any value within: so calibration goes through a model with the weights of
  * one segment in memory.
  */
-import type { Op, Program, RopeTable, Value, View, Weight } from '../model/program.js';
+import {
+  type Op,
+  type Program,
+  type RopeTable,
+  slice,
+  type Value,
+  type View,
+  type Weight,
+} from '../model/program.js';
 
 export interface Segment {
   readonly input: View;
@@ -12,30 +20,55 @@ export interface Segment {
   readonly output: View;
 }
 
-/** The segments after the embedding, up to the rows that are wanted. */
+/** The segments after the embedding, up to what the head multiplies. */
 export function segments(program: Program): Segment[] {
+  const ops = withAllRows(program);
   const last = new Map<number, number>();
-  program.ops.forEach((op, index) => {
+  ops.forEach((op, index) => {
     for (const { value } of reads(op)) last.set(value, index);
   });
   const found: Segment[] = [];
   const alive = new Set<number>();
   let input: View | undefined;
-  let ops: Op[] = [];
-  for (const [index, op] of program.ops.entries()) {
-    if (program.values[op.out.value].rows === 'R') break;
-    ops.push(op);
+  let within: Op[] = [];
+  for (const [index, op] of ops.entries()) {
+    if (op.out.value === program.logits.value) break;
+    within.push(op);
     alive.add(op.out.value);
     for (const value of alive) if ((last.get(value) ?? -1) <= index) alive.delete(value);
     const { value } = op.out;
     const whole = op.out.width === program.values[value].width;
     if (alive.size !== 1 || !alive.has(value) || !whole) continue;
     // The first segment is the embedding, which needs no calibration.
-    if (input) found.push({ input, ops, output: op.out });
+    if (input) found.push({ input, ops: within, output: op.out });
     input = op.out;
-    ops = [];
+    within = [];
   }
   return found;
+}
+
+/** The operations with the rows of all tokens wanted: gathering those would be a copy. */
+function withAllRows(program: Program): Op[] {
+  const gathered = new Map<number, View>();
+  const ops: Op[] = [];
+  for (const op of program.ops) {
+    const moved = withViews(op, (view) => {
+      const from = gathered.get(view.value);
+      return from ? slice(from, view.offset, view.width) : view;
+    });
+    if (moved.kind === 'gather') gathered.set(moved.out.value, moved.x);
+    else ops.push(moved);
+  }
+  return ops;
+}
+
+/** The operation with other views in place of its own. */
+function withViews(op: Op, replace: (view: View) => View): Op {
+  const fields = Object.entries(op).map(([field, value]) => [
+    field,
+    typeof value === 'object' ? replace(value) : value,
+  ]);
+  return Object.fromEntries(fields);
 }
 
 /** Views an operation reads. */
@@ -79,10 +112,7 @@ export function probe(program: Program, segment: Segment, wanted: View, rows: nu
   const ops: Op[] = [{ kind: 'embed', weight: 0, out: view(segment.input) }];
   if (wanted.value !== segment.input.value) {
     for (const op of segment.ops) {
-      const moved: Record<string, unknown> = { ...op };
-      for (const [field, value] of Object.entries(op)) {
-        if (typeof value === 'object') moved[field] = view(value as View);
-      }
+      const moved = withViews(op, view) as unknown as Record<string, unknown>;
       for (const field of ['weight', 'bias', 'gateUp', 'down'] as const) {
         const id = (op as unknown as Record<string, number | undefined>)[field];
         if (id !== undefined) moved[field] = weight(id);

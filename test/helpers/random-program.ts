@@ -16,7 +16,8 @@ export interface ProgramShape {
 
 /**
  * A decoder with odd widths everywhere the operations allow them: fused and separate QKV, biases,
- * QK-norm, windows, a mixture of experts, sums and gates that can be fused and some that cannot.
+ * QK-norm, windows, a mixture of experts, sums and gates that can be fused and some that cannot. The
+ * wanted rows are taken after the last attention, as decoders do it, or as late as can be.
  */
 export function randomProgram(random: () => number, shape: Partial<ProgramShape> = {}): Program {
   const { experts = randomInt(random, 0, 5), layers = 2, tied = random() < 0.5 } = shape;
@@ -45,20 +46,23 @@ export function randomProgram(random: () => number, shape: Partial<ProgramShape>
     scale: 1 + random() / 4,
   });
   const embedding = weight(vocab, width);
+  const early = random() < 0.5;
   let x = builder.embed(embedding);
   for (let layer = 0; layer < layers; layer++) {
     const h = norm(x);
     const [q, k] = [heads * headDim, kvHeads * headDim];
     const qkv = linear(h, q + 2 * k);
     const prepare = (view: View) => builder.rope(norm(view, headDim), headDim, table);
-    const attention = builder.attention({
+    let attended = builder.attention({
       q: prepare(slice(qkv, 0, q)),
       k: prepare(slice(qkv, q, k)),
       v: random() < 0.5 ? slice(qkv, q + k, k) : linear(h, k),
       ...{ heads, kvHeads, headDim, scale: 1 / Math.sqrt(headDim) },
       window: maybe(() => randomInt(random, 3, 40)),
     });
-    x = builder.add(x, linear(attention, width));
+    if (early && layer === layers - 1)
+      [x, attended] = [builder.gather(x), builder.gather(attended)];
+    x = builder.add(x, linear(attended, width));
     const inner = randomInt(random, 1, 60);
     const m = norm(x);
     const gates = linear(m, 2 * inner);
@@ -77,7 +81,7 @@ export function randomProgram(random: () => number, shape: Partial<ProgramShape>
       x = builder.add(x, mixed);
     }
   }
-  const last = norm(builder.gather(x));
+  const last = norm(early ? x : builder.gather(x));
   return builder.finish(builder.linear(last, tied ? embedding : weight(vocab, width)));
 }
 
@@ -89,10 +93,15 @@ export function randomSequences(random: () => number, count: number, vocab: numb
 }
 
 export interface Run {
-  /** `[length, vocab]` of each sequence. */
+  /** `[length, vocab]` of each sequence; zeros where no row is wanted. */
   readonly logits: Float32Array[];
-  /** The greedy token at each position of each sequence. */
+  /** The greedy token at each wanted position of each sequence. */
   readonly tokens: number[][];
+}
+
+export interface RunOptions extends Partial<RunnerOptions> {
+  /** Whether the logits of a position are wanted. Default: all are. */
+  readonly wanted?: (position: number) => boolean;
 }
 
 /** Computes all sequences side by side, `chunk` tokens of each a step. */
@@ -102,7 +111,7 @@ export function runSequences(
   weights: WeightSource,
   sequences: readonly (readonly number[])[],
   chunk: number,
-  options: Partial<RunnerOptions> = {},
+  { wanted = () => true, ...options }: RunOptions = {},
 ): Run {
   const vocab = program.vocabSize;
   const lengths = sequences.map(({ length }) => length);
@@ -126,15 +135,17 @@ export function runSequences(
         const to = Math.min(lengths[n], from + chunk);
         // Interleaved, so that no table is contiguous.
         const blocks = range(0, blocksEach).map((i) => i * sequences.length + n);
-        return { tokens: sequences[n], from, to, blocks, rows: range(from, to - from) };
+        const rows = range(from, to - from).filter(wanted);
+        return { tokens: sequences[n], from, to, blocks, rows };
       });
       const result = runner.step(stepBatch(chunks, BLOCK));
       let row = 0;
       live.forEach((n, i) => {
-        const rows = chunks[i].rows.length;
-        logits[n].set(result.logits!.subarray(row * vocab, (row + rows) * vocab), from * vocab);
-        tokens[n].push(...result.tokens.subarray(row, row + rows));
-        row += rows;
+        for (const position of chunks[i].rows) {
+          const computed = result.logits!.subarray(row * vocab, (row + 1) * vocab);
+          logits[n].set(computed, position * vocab);
+          tokens[n].push(result.tokens[row++]);
+        }
       });
     }
   } finally {

@@ -28,6 +28,8 @@ test('Llama records the layers and fuses q, k, v and gate, up', () => {
     'rope',
     'rope',
     'attention',
+    'gather',
+    'gather',
     'linear',
     'add',
     'rms_norm',
@@ -35,7 +37,6 @@ test('Llama records the layers and fuses q, k, v and gate, up', () => {
     'silu_mul',
     'linear',
     'add',
-    'gather',
     'rms_norm',
     'linear',
   ]);
@@ -50,6 +51,23 @@ test('Llama records the layers and fuses q, k, v and gate, up', () => {
   assert.deepEqual(program.kvLayers, [{ kvHeads: 2, headDim: 8 }]);
   assert.equal(program.vocabSize, 64);
   assert.equal(program.values[program.logits.value].rows, 'R');
+});
+
+test('In every family the last layer goes on with the wanted rows alone once it has attended', () => {
+  for (const architecture of ['Llama', 'Mistral', 'Qwen2', 'Qwen3', 'Mixtral', 'Qwen3Moe']) {
+    const program = record(architecture, {
+      ...{ num_local_experts: 4, num_experts: 4, num_experts_per_tok: 2 },
+      ...{ moe_intermediate_size: 16, norm_topk_prob: true, decoder_sparse_step: 1 },
+    });
+    const attended = program.ops.findLastIndex(({ kind }) => kind === 'attention');
+    program.ops.forEach(({ kind, out }, index) => {
+      const expected = index > attended ? 'R' : 'T';
+      assert.equal(program.values[out.value].rows, expected, `${architecture}: ${kind} ${index}`);
+    });
+    const after = program.ops.slice(attended + 1).map(({ kind }) => kind);
+    assert.deepEqual(after.slice(0, 3), ['gather', 'gather', 'linear'], architecture);
+    assert.ok(after.includes(/Mixtral|Moe/.test(architecture) ? 'moe' : 'silu_mul'), architecture);
+  }
 });
 
 test('Every value is written once, before it is read', () => {

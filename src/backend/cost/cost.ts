@@ -86,7 +86,8 @@ function costOfOp(program: Program, op: Op, stored: Stored, step: StepShape): Co
   const out = elements(op.out);
   const cost = (flops: number, reads: View[], weightBytes = 0, kvBytes = 0): Cost => ({
     flops,
-    weightBytes,
+    // Without rows there is nothing to compute and nothing to read.
+    weightBytes: rows === 0 ? 0 : weightBytes,
     activationBytes: BYTES.float32 * (elements(...reads) + out),
     kvBytes,
   });
@@ -101,12 +102,7 @@ function costOfOp(program: Program, op: Op, stored: Stored, step: StepShape): Co
       const biased = op.bias === undefined ? 0 : 1;
       const weightBytes =
         matrixBytes(op.weight, op.out.width) + biased * op.out.width * BYTES.float32;
-      return cost(
-        out * (2 * op.x.width + biased),
-        [op.x],
-        // Without rows there is nothing to multiply and nothing to read.
-        rows === 0 ? 0 : weightBytes,
-      );
+      return cost(out * (2 * op.x.width + biased), [op.x], weightBytes);
     }
     case 'add':
       return cost(out, [op.a, op.b]);

@@ -47,12 +47,19 @@ test('A decode step of a small Llama costs what the hand computes', () => {
   assert.deepEqual([embed.flops, embed.weightBytes], [0, 2 * 32 * 2]);
 });
 
-test('Rows that nobody wants cost no head', () => {
-  const [head] = costOfStep(program(), 'float32', {
-    sequences: [{ query: 5, context: 5 }],
-    rows: 0,
-  }).slice(-1);
-  assert.deepEqual([head.flops, head.weightBytes], [0, 0]);
+test('Rows that nobody wants cost nothing once the last layer has attended', () => {
+  const costs = (rows: number) =>
+    costOfStep(program(), 'bfloat16', { sequences: [{ query: 5, context: 5 }], rows });
+  const last = costs(0).findLastIndex(({ op }) => op.kind === 'attention');
+  assert.deepEqual(totalCost(costs(0).slice(last + 1)), {
+    ...{ flops: 0, weightBytes: 0, activationBytes: 0, kvBytes: 0 },
+  });
+  const linears = (rows: number) => costs(rows).filter(({ op }) => op.kind === 'linear');
+  // Per row of the second layer: o 32 x 32, gate and up 96 x 32, down 32 x 48; the head 64 x 32.
+  assert.deepEqual(
+    linears(2).map(({ flops }, n) => flops - linears(0)[n].flops),
+    [0, 0, 0, 0, 0, 1024, 3072, 1536, 2048].map((count) => 2 * 2 * count),
+  );
 });
 
 test('Pairs of query and key are counted under causal mask and window', () => {

@@ -32,6 +32,36 @@ for (const isa of availableIsas()) {
     });
   }
 
+  test(`On ${isa} a row's logits are the same bits whichever others are wanted`, () => {
+    // Two in eleven: of all 70 tokens of a sequence, in two tiles; chunks of 6 often want none.
+    const wanted = (position: number) => position % 11 > 8;
+    for (const [seed, dtype] of [
+      [1, 'float32'],
+      [2, 'bfloat16'],
+      [3, 'bfloat16'],
+      [4, 'float32'],
+    ] as const) {
+      const random = randomSource(seed);
+      const program = randomProgram(random);
+      const vocab = program.vocabSize;
+      const weights = dummyWeights(program, dtype, seed);
+      const sequences = randomSequences(random, 21, vocab);
+      const backend = createCpuBackend({ isa, threads: 2 });
+      for (const chunk of [6, 70]) {
+        const all = runSequences(backend, program, weights, sequences, chunk);
+        const few = runSequences(backend, program, weights, sequences, chunk, { wanted });
+        all.logits.forEach((logits, n) => {
+          const expected = logits.map((logit, i) => (wanted(Math.floor(i / vocab)) ? logit : 0));
+          assert.deepEqual(few.logits[n], expected);
+          assert.deepEqual(
+            few.tokens[n],
+            all.tokens[n].filter((_, position) => wanted(position)),
+          );
+        });
+      }
+    }
+  });
+
   test(`On ${isa} a sequence whose activations are NaN fails alone`, (t) => {
     const directory = mkdtempSync(join(tmpdir(), 'millrace-'));
     t.after(() => rmSync(directory, { recursive: true }));

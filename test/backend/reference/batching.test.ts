@@ -64,7 +64,7 @@ function runnerOf({ program, weights }: LoadedModel): ModelRunner {
   });
 }
 
-/** Logits of every position of each sequence, computed in the steps that `plan` yields. */
+/** Logits of every wanted position of each sequence, computed in the steps that `plan` yields; else NaN. */
 function logitsOf(model: LoadedModel, sequences: Sequence[], plan: Chunk[][]): Float32Array[] {
   const runner = runnerOf(model);
   const vocab = model.program.vocabSize;
@@ -74,10 +74,12 @@ function logitsOf(model: LoadedModel, sequences: Sequence[], plan: Chunk[][]): F
   for (const chunks of plan) {
     const { logits } = runner.step(stepBatch(chunks, BLOCK_SIZE));
     let row = 0;
-    for (const { blocks, from, to } of chunks) {
+    for (const { blocks, rows } of chunks) {
       const n = sequences.findIndex((sequence) => sequence.blocks === blocks);
-      out[n].set(logits!.subarray(row * vocab, (row + to - from) * vocab), from * vocab);
-      row += to - from;
+      for (const position of rows) {
+        out[n].set(logits!.subarray(row * vocab, (row + 1) * vocab), position * vocab);
+        row++;
+      }
     }
   }
   return out;
@@ -91,8 +93,11 @@ const whole = ({ tokens, blocks }: Sequence): Chunk => ({
   rows: range(0, tokens.length),
 });
 
-/** Cuts all sequences at random and mixes their chunks in steps at random. */
-function randomPlan(random: () => number, sequences: Sequence[]): Chunk[][] {
+/**
+ * Cuts all sequences at random and mixes their chunks in steps at random; of the rows so many are
+ * wanted, in some steps none.
+ */
+function randomPlan(random: () => number, sequences: Sequence[], share = 1): Chunk[][] {
   const done = sequences.map(() => 0);
   const plan: Chunk[][] = [];
   while (sequences.some(({ tokens }, n) => done[n] < tokens.length)) {
@@ -102,7 +107,8 @@ function randomPlan(random: () => number, sequences: Sequence[]): Chunk[][] {
       if (from === tokens.length || random() < 0.3) return;
       const to = Math.min(tokens.length, from + randomInt(random, 1, 20));
       done[n] = to;
-      chunks.push({ tokens, from, to, blocks, rows: range(from, to - from) });
+      const rows = range(from, to - from).filter(() => random() < share);
+      chunks.push({ tokens, from, to, blocks, rows });
     });
     if (chunks.length > 0) plan.push(chunks);
   }
@@ -125,6 +131,14 @@ for (let seed = 0; seed < 12; seed++) {
     assert.deepEqual(together, alone);
     assert.deepEqual(mixed, alone);
     assert.ok(alone.every((logits) => logits.every(Number.isFinite)));
+    // Nor does it matter to a row which others are wanted.
+    const few = logitsOf(model, sequences, randomPlan(random, sequences, 0.2));
+    few.forEach((logits, n) => {
+      assert.deepEqual(
+        logits,
+        alone[n].map((logit, i) => (Number.isNaN(logits[i]) ? Number.NaN : logit)),
+      );
+    });
     // And the logits say something: not the same at each position.
     const [first] = alone;
     assert.ok(new Set(first.subarray(0, model.program.vocabSize)).size > 5);
