@@ -33,7 +33,7 @@ for (const isa of availableIsas()) {
   }
 
   test(`On ${isa} a row's logits are the same bits whichever others are wanted`, () => {
-    // Two in eleven: of all 70 tokens of a sequence, in two tiles; chunks of 6 often want none.
+    // With chunks of 70 more rows than a tile has, with chunks of 6 none in every other step.
     const wanted = (position: number) => position % 11 > 8;
     for (const [seed, dtype] of [
       [1, 'float32'],
