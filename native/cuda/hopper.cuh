@@ -49,19 +49,23 @@ __device__ __forceinline__ void barrierWait(uint32_t barrier, uint32_t parity) {
 
 // ---------------------------------------------------------------- clusters
 
-__device__ __forceinline__ void clusterSync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
+// All threads of the cluster are here; nothing is said of what they have written.
+__device__ __forceinline__ void clusterMeet() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
 }
-__device__ __forceinline__ float4 loadFromBlock(uint32_t address, uint32_t block) {
-  float4 v;
+// The address of what lies at `address` here in another block of the cluster.
+__device__ __forceinline__ uint32_t blockAddress(uint32_t address, uint32_t block) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
+  return there;
+}
+// Four floats to a block of the cluster, where `barrier` counts their bytes.
+__device__ __forceinline__ void storeThere(uint32_t address, const float (&v)[4], uint32_t barrier) {
   asm volatile(
-      "{\n\t.reg .b32 there;\n\tmapa.shared::cluster.u32 there, %4, %5;\n\t"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n\t}"
-      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-      : "r"(address), "r"(block)
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+          address),
+      "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
       : "memory");
-  return v;
 }
 
 // ---------------------------------------------------------------- copies of tiles (TMA)

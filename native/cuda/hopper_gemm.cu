@@ -43,11 +43,8 @@ struct Config {
   static constexpr int kSums = sumsOf<T>(kRows, kBlocks);
   static constexpr int kWeightBytes = kOutputs * kWidth;
   static constexpr int kStageBytes = kWeightBytes + kRows * kWidth;
-  // Where sums are turned around to be stored, some rows at a time. 4 floats more between rows keep the
-  // accesses of a warp in banks of their own.
-  static constexpr int kPitch = kOutputs + 4;
-  static constexpr int kTurnedRows = std::min(kRows, 64 / kBlocks);
-  static constexpr int kSpareBytes = kTurnedRows * kPitch * 4 + 256 + 1024;  // barriers, alignment
+  static constexpr int kKeptRows = std::min(kRows, 64 / kBlocks);
+  static constexpr int kSpareBytes = kKeptRows * kOutputs * 4 + kRingBarrierBytes + 1024;  // alignment
   static constexpr int stages(int blocksOfSm) {
     return std::min(16, (kSharedOfSm / blocksOfSm - kSharedOfBlock - kSpareBytes) / kStageBytes);
   }
@@ -56,7 +53,7 @@ struct Config {
   static constexpr int kSharedBytes = kStages * kStageBytes + kSpareBytes;
   static_assert(kStages >= 3 && 16 * kStages <= 256);
   // Blocks that share a sum over k add it up through the ring, where it has room.
-  static constexpr bool kSplits = kRows * kPitch * 4 <= kStages * kStageBytes;
+  static constexpr bool kSplits = kRows * kOutputs * 4 <= kStages * kStageBytes;
   // Where a thread of two has many sums, a third warpgroup, of which one warp copies, gives its
   // registers to them.
   static constexpr bool kTrades = kWarpgroups == 2 && kBlocksOfSm == 1;
@@ -79,7 +76,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
   uint8_t* const shared = raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
   const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const uint32_t full = ring + kStages * C::kStageBytes, empty = full + 8 * kStages;
-  float* const turned = reinterpret_cast<float*>(shared + kStages * C::kStageBytes + 256);
+  const uint32_t summed = full + kRingBarrierBytes - 16;
+  float* const kept = reinterpret_cast<float*>(shared + kStages * C::kStageBytes + kRingBarrierBytes);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int split = blockIdx.x % work.splits;
@@ -89,7 +87,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
   const auto rowOf = [&](int tile) { return tile % work.rowTiles * kRows; };
   const auto outputOf = [&](int tile) { return tile / work.rowTiles * C::kOutputs; };
 
-  startRing<kStages>(full, empty, C::kWarpgroups, work.splits);
+  startRing<kStages>(full, empty, C::kWarpgroups, summed, C::kRows * C::kOutputs * 4, work.splits);
 
   if (warp >= 4 * C::kWarpgroups) {
     if constexpr (C::kTrades) giveRegisters<kCopierRegisters>();
@@ -129,7 +127,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
       }
       __syncwarp();
     }
-    if (work.splits > 1) clusterSync();
+    if (work.splits > 1) clusterMeet();
   } else {
     if constexpr (C::kTrades) takeRegisters<kAdderRegisters>();
     waitForPrevious();
@@ -207,16 +205,15 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
 #pragma unroll
       for (int block = 0; block < C::kBlocks; block++) holdRegisters(sums[block]);
       if (work.splits == 1) {
-        storeSums<C>(sums, turned, work, results, rowOf(tile), outputOf(tile));
+        storeSums<C>(sums, kept, work, results, rowOf(tile), outputOf(tile));
       }
     }
     if constexpr (C::kSplits) {
       if (work.splits > 1) {
-        addSplits<C>(sums, shared, work, results, split, rowOf(firstTile), outputOf(firstTile));
+        storeSharedSums<C>(sums, shared, summed, work, results, split, rowOf(firstTile), outputOf(firstTile));
       }
     }
   }
-  if (work.splits > 1) clusterSync();  // nobody leaves while others read its sums
 #endif
 }
 
@@ -251,7 +248,7 @@ void launchTiles(const Product& product, const ProductCall& call, const HopperTi
                            product.residual ? call.residual : nullptr, call.out,
                            product.residualStride, product.outStride,
                            product.floatOut ? Elem::F32 : product.elem};
-  launchCluster("hopperGemm", hopperGemmKernel<C>, dim3(blocks), tiles.splits,
+  launchCluster("hopperGemm", hopperGemmKernel<C>, dim3(blocks), tiles.splits, false,
                 C::kThreads, C::kSharedBytes, stream, weights, x, work, results);
 }
 

@@ -34,9 +34,8 @@ struct Config {
   static constexpr int kCodesAt = kPanels * kXBytes, kScalesAt = kCodesAt + kPanels * kInt4BlockBytes;
   static constexpr int kStageBytes =
       (kScalesAt + kPanels * kGroupsOfPanel / kPanelsOfGroup * kScaleBytes + 1023) / 1024 * 1024;
-  static constexpr int kPitch = kOutputs + 4;
-  static constexpr int kTurnedRows = 16;
-  static constexpr int kSpareBytes = kTurnedRows * kPitch * 4 + 256 + 1024;  // barriers, alignment
+  static constexpr int kKeptRows = 16;
+  static constexpr int kSpareBytes = kKeptRows * kOutputs * 4 + kRingBarrierBytes + 1024;  // alignment
   // Panels whose codes are in registers. With offsets there is room for one, and the second of a group
   // waits for the products of the first.
   static constexpr int kUnpacked = kOffsets ? 1 : kPanelsOfGroup;
@@ -48,7 +47,7 @@ struct Config {
   static constexpr int kStages = std::min(
       12, (kSharedOfSm / kBlocksOfSm - kSharedOfBlock - kSpareBytes) / kStageBytes);
   static constexpr int kSharedBytes = kStages * kStageBytes + kSpareBytes;
-  static_assert(kStages >= 2 && kPanels % kPanelsOfGroup == 0 && kRows * kPitch * 4 <= kStages * kStageBytes);
+  static_assert(kStages >= 2 && kPanels % kPanelsOfGroup == 0 && kRows * kOutputs * 4 <= kStages * kStageBytes);
 };
 
 struct Work : Tiles {
@@ -68,7 +67,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
   uint8_t* const shared = raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
   const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const uint32_t full = ring + kStages * C::kStageBytes, empty = full + 8 * kStages;
-  float* const turned = reinterpret_cast<float*>(shared + kStages * C::kStageBytes + 256);
+  const uint32_t summed = full + kRingBarrierBytes - 16;
+  float* const kept = reinterpret_cast<float*>(shared + kStages * C::kStageBytes + kRingBarrierBytes);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int split = blockIdx.x % work.splits;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
   const auto rowOf = [&](int tile) { return tile % work.rowTiles * kRows; };
   const auto blockOf = [&](int tile) { return tile / work.rowTiles; };  // of 64 outputs
 
-  startRing<kStages>(full, empty, kWarps, work.splits);
+  startRing<kStages>(full, empty, kWarps, summed, C::kRows * C::kOutputs * 4, work.splits);
 
   if (warp == kWarps) {
     const auto copyWeight = [&](int stage, int block, int number) {
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
       }
     }
     __syncwarp();
-    if (work.splits > 1) clusterSync();
+    if (work.splits > 1) clusterMeet();
   } else {
     waitForPrevious();
     float sums[1][kRows / 2];
@@ -223,15 +223,14 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
         release(stage);
       }
       if (work.splits == 1) {
-        storeSums<C>(sums, turned, work, results, rowOf(tile), blockOf(tile) * C::kOutputs);
+        storeSums<C>(sums, kept, work, results, rowOf(tile), blockOf(tile) * C::kOutputs);
       }
     }
     if (work.splits > 1) {
-      addSplits<C>(sums, shared, work, results, split, rowOf(firstTile),
+      storeSharedSums<C>(sums, shared, summed, work, results, split, rowOf(firstTile),
                    blockOf(firstTile) * C::kOutputs);
     }
   }
-  if (work.splits > 1) clusterSync();  // nobody leaves while others read its sums
 #endif
 }
 
@@ -264,8 +263,8 @@ void launchTiles(Elem elem, const Int4Linear& step, Matrix x, int rows, cudaStre
   const Results results = {nullptr, nullptr, step.bias, step.residual, step.out.data,
                            step.residualStride, step.out.stride, step.floatOut ? Elem::F32 : elem};
   const int blocks = splits > 1 ? tiles * splits : std::min(tiles, places);
-  launchCluster("hopperInt4", hopperInt4Kernel<C>, dim3(blocks), splits, C::kThreads, C::kSharedBytes,
-                stream, map, work, results);
+  launchCluster("hopperInt4", hopperInt4Kernel<C>, dim3(blocks), splits, false, C::kThreads,
+                C::kSharedBytes, stream, map, work, results);
 }
 
 template <class T, int kRows>
