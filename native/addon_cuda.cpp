@@ -246,8 +246,18 @@ napi_value aboutRunner(napi_env env, const Arguments& arguments) {
   about.set("library", runner.library());
   about.set("overhead", static_cast<double>(runner.overheadBytes()));
   about.set("tuning", runner.tuningSeconds());
-  about.set("products64", runner.productSeconds(64));
-  about.set("products256", runner.productSeconds(256));
+  napi_value products;
+  js::check(env, napi_create_array(env, &products));
+  uint32_t count = 0;
+  for (const int rows : {64, 256}) {
+    const cuda::Runner::ProductTimes times = runner.productTimes(rows);
+    Object entry(env);
+    entry.set("rows", rows);
+    entry.set("seconds", times.seconds);
+    entry.set("chains", times.chains);
+    js::check(env, napi_set_element(env, products, count++, entry.raw()));
+  }
+  about.set("products", products);
   return about.raw();
 }
 

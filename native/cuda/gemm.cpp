@@ -4,7 +4,6 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstring>
 #include <map>
@@ -14,13 +13,11 @@
 #include "hopper.h"
 #include "hopper_gemm.h"
 #include "launch.h"
+#include "launch_times.h"
 
 namespace millrace::cuda {
 namespace {
 
-// Numbers of rows that are tuned; one between two takes the algorithm of the next.
-constexpr int kTunedRows[] = {1,   2,   4,   8,   16,  24,  32,   48,   64,   96,   128,
-                              192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384};
 // Candidates for each limit of the workspace, which decides how the sum over k may be split.
 constexpr int kCandidates = 64;
 constexpr size_t kWorkspaceLimits[] = {Gemm::kWorkspaceBytes, size_t(4) << 20, 0};
@@ -32,10 +29,6 @@ constexpr double kTuningBudget = 8;
 constexpr size_t kTunedElements = size_t(1) << 18;
 // The best of the library's and of ours, by two launches each, are timed again, in turns.
 constexpr size_t kFinalists = 4;
-constexpr int kFinalRounds = 3;
-constexpr double kTimedSeconds = 300e-6;
-constexpr int kMaxLaunches = 16;
-constexpr double kNever = 1e30;
 
 // Of CUDA 12.9's cublasLt.h, which the toolkit that compiles this may be older than.
 constexpr auto kScaleModeA = static_cast<cublasLtMatmulDescAttributes_t>(31);
@@ -332,35 +325,6 @@ int Gemm::add(const Product& product) {
   return static_cast<int>(kinds_.size()) - 1;
 }
 
-namespace {
-
-// Seconds of one launch: `launch(i)` many times in a graph, so that the time is the GPU's and not
-// that of the calls. Infinity if it cannot be launched.
-template <class Launch>
-double timed(Launch&& launch, int launches, Event& start, Event& end, cudaStream_t stream) {
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t exec = nullptr;
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-  bool fine = true;
-  for (int i = 0; i < launches && fine; i++) fine = launch(i);
-  fine = cudaStreamEndCapture(stream, &graph) == cudaSuccess && fine;
-  fine = fine && cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess;
-  double seconds = kNever;
-  if (fine) {
-    start.record(stream);
-    check(cudaGraphLaunch(exec, stream), "cudaGraphLaunch");
-    end.record(stream);
-    end.wait();
-    seconds = end.secondsSince(start) / launches;
-  }
-  if (exec) cudaGraphExecDestroy(exec);
-  if (graph) cudaGraphDestroy(graph);
-  cudaGetLastError();  // of a capture that failed: the candidate is left out, no more
-  return seconds;
-}
-
-}  // namespace
-
 void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cudaStream_t stream) {
   struct Candidate {
     Algorithm algorithm;
@@ -372,7 +336,7 @@ void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cuda
     return tuningSeconds_ + now.count();
   };
   Kind& kind = *kinds_[id];
-  Event start(true), end(true);
+  LaunchTimer timer(stream);
   kind.tryResidual(calls[0], std::min(16, maxRows), workspace_, stream);
   if (size_t(kind.product.n) * kind.product.k < kTunedElements) return;
   size_t next = 0;
@@ -380,17 +344,12 @@ void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cuda
   // has ended, so candidates are timed with one ahead of them, which moves what a norm would.
   const auto ahead = [&](int rows) {
     if (!overlapLaunches || rows > kHopperMaxRows) return false;
-    const int width = std::min<size_t>(kind.product.k, kWorkspaceBytes / 4 / rows) / 8 * 8;
-    const Matrix moved = {workspace_, width, width};
-    cuda::add(kind.product.elem, moved, moved, rows, moved, stream);
+    launchSmall(kind.product.elem, workspace_, kWorkspaceBytes, kind.product.k, rows, stream);
     return true;
   };
-  const auto time = [&](const Algorithm& algorithm, int rows, int launches) {
-    const auto launch = [&](int) {
-      ahead(rows);
-      return kind.run(calls[next++ % calls.size()], algorithm, rows, workspace_, stream);
-    };
-    return timed(launch, launches, start, end, stream);
+  const auto launch = [&](const Algorithm& algorithm, int rows) {
+    ahead(rows);
+    return kind.run(calls[next++ % calls.size()], algorithm, rows, workspace_, stream);
   };
   for (int bucket : kTunedRows) {
     const int rows = std::min(bucket, maxRows);
@@ -399,7 +358,7 @@ void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cuda
     for (const auto& each : kind.proposals(rows, few ? kFewCandidates : kCandidates, hopper_)) {
       // Outside of a graph first: that loads its code.
       if (!kind.run(calls[0], each, rows, workspace_, stream)) continue;
-      list.push_back({each, time(each, rows, 2)});
+      list.push_back({each, timer.seconds(2, [&] { return launch(each, rows); })});
     }
     const auto faster = [](const Candidate& a, const Candidate& b) { return a.seconds < b.seconds; };
     std::stable_sort(list.begin(), list.end(), faster);
@@ -408,22 +367,15 @@ void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cuda
       return kept[each.algorithm.tiles.has_value()]++ >= kFinalists;
     };
     list.erase(std::remove_if(list.begin(), list.end(), late), list.end());
-    std::vector<std::array<double, kFinalRounds>> rounds(list.size());
-    for (int round = 0; round < kFinalRounds; round++) {
-      for (size_t i = 0; i < list.size(); i++) {
-        const double wanted = kTimedSeconds / std::max(list[i].seconds, 1e-9);
-        rounds[i][round] =
-            time(list[i].algorithm, rows, static_cast<int>(std::clamp(wanted, 2.0, double(kMaxLaunches))));
-      }
-    }
-    for (size_t i = 0; i < list.size(); i++) {
-      std::sort(rounds[i].begin(), rounds[i].end());
-      list[i].seconds = rounds[i][kFinalRounds / 2];
-    }
+    std::vector<double> about;
+    for (const Candidate& each : list) about.push_back(each.seconds);
+    const auto medians =
+        timer.inTurns(about, [&](int i) { return launch(list[i].algorithm, rows); });
+    for (size_t i = 0; i < list.size(); i++) list[i].seconds = medians[i];
     const auto best = std::min_element(list.begin(), list.end(), faster);
     if (best != list.end() && best->seconds < kNever) {
       kind.tuned[rows] = best->algorithm;
-      const double others = timed([&](int) { return ahead(rows); }, kMaxLaunches, start, end, stream);
+      const double others = timer.seconds(16, [&] { return ahead(rows); });
       kind.seconds[rows] = best->seconds - (others < kNever ? others : 0);
     }
     if (rows == maxRows) break;

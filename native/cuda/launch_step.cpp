@@ -124,17 +124,25 @@ void Runner::runTokens(const Staging& staging, const StepSize& size) {
   resolveTokens(stagedInts(staging.layout().tokens), reinterpret_cast<const int*>(at(map_.outputs)),
                 reinterpret_cast<int*>(at(map_.resolved)), size.tokens, stream_);
   mark(Profile::kBatch);
-  for (const Instruction& op : program_.tokenOps) {
-    execute(op, size.tokens, nullptr, staging);
-    mark(static_cast<int>(op.kind));
-  }
+  runList(program_.tokenOps, size.tokens, nullptr, staging);
 }
 
 void Runner::runRows(const Staging& staging, int firstRow, int rows) {
   const int* rowTokens = stagedInts(staging.layout().rows) + firstRow;
-  for (const Instruction& op : program_.rowOps) {
-    execute(op, rows, rowTokens, staging);
-    mark(static_cast<int>(op.kind));
+  runList(program_.rowOps, rows, rowTokens, staging);
+}
+
+void Runner::runList(const List& ops, int rows, const int* rowTokens, const Staging& staging) {
+  for (size_t i = 0; i < ops.size();) {
+    const Instruction& op = ops[i];
+    const ChainTiles* tiles = chainTilesOf(op, rows);
+    if (tiles) {
+      hopperChain(chainCall(&op, op.chained), *tiles, rows, stream_);
+    } else {
+      execute(op, rows, rowTokens, staging);
+    }
+    mark(static_cast<int>(op.kind));  // of a chain, its first product's
+    i += tiles ? op.chained : 1;
   }
 }
 

@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "chain_plan.h"
 #include "fp8_plan.h"
 #include "gemm.h"
+#include "hopper.h"
+#include "hopper_chain.h"
 
 namespace millrace::cuda {
 namespace {
@@ -65,6 +68,7 @@ Program decodeProgram(const RunnerConfig& config, std::vector<AttentionShape>& s
   program.rowOps = decodeInstructions(config.rowCode, false, program, config.weights);
   findShapes(program, config, shapes);
   planFp8(program, config.weights, config.elem);
+  planChains(program, config.weights, config.elem);
   return program;
 }
 
@@ -122,6 +126,10 @@ MemoryMap mapMemory(const RunnerConfig& config, const Program& program,
   }
   map.fp8Codes = take(size_t(limits.maxTokens) * fp8Width);
   map.fp8Scales = take(fp8Width > 0 ? size_t(limits.maxTokens) * 4 : 0);
+  const ChainWidths chains = hopperAvailable() ? chainWidths(program) : ChainWidths{};
+  map.chainScratch = take(chains.sums > 0 ? chainScratchBytes(chains.sums) : 0);
+  map.chainNormed = take(size_t(kChainMaxRows) * chains.sums * bytesOf(config.elem));
+  map.chainGates = take(size_t(kChainMaxRows) * chains.gates * bytesOf(config.elem));
   for (const RopeTable& table : program.ropeTables) {
     map.ropeTables.push_back(take(size_t(limits.maxModelLen) * table.invFreq.size() * 8));
   }

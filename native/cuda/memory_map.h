@@ -29,7 +29,7 @@ struct MemoryMap {
   // Byte offsets in the workspace.
   size_t activations, attentionScratch, moeScratch, samplingScratch, staging, ragged, saved,
       outputs, resolved, copies, products, int4Wide, int4Scratch, int4Counters,
-      int4End, fp8Codes, fp8Scales;
+      int4End, fp8Codes, fp8Scales, chainScratch, chainNormed, chainGates;
   std::vector<size_t> ropeTables;
   int raggedEntries;
 };

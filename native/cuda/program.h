@@ -49,6 +49,8 @@ struct Instruction {
   int product = -1;  // Linear: id in Gemm, set by the runner
   bool toFp8 = false;    // RmsNorm, SiluMul: `out` is the fp8 rows instead; see fp8_plan.h
   bool fromFp8 = false;  // Linear: the fp8 rows are x already
+  int chained = 0;       // instructions from this one on that one kernel may do; see chain_plan.h
+  int chain = -1;        // how it would: id in Chains, set by the runner where there is such a kernel
   int shape = -1;    // Attention: index of its AttentionShape, set by the runner
 };
 

@@ -47,10 +47,12 @@ Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& pr
   overlapLaunches = overlap_;
   for (auto& slot : slots_) slot = std::make_unique<Slot>(*this);
   makeLayers();
-  makeProducts(progress);
   const auto clear = [&](const DeviceMemory& memory, size_t offset, size_t bytes) {
     if (bytes > 0) check(cudaMemsetAsync(memory.data() + offset, 0, bytes, stream_), "cudaMemset");
   };
+  clear(workspace_, map_.chainScratch, map_.chainNormed - map_.chainScratch);
+  makeProducts(progress);
+  makeChains();
   clear(kvCache_, 0, map_.kvCache);
   clear(workspace_, map_.activations, program_.activationBytes);
   clear(workspace_, map_.attentionScratch, map_.moeScratch - map_.attentionScratch);
@@ -136,14 +138,20 @@ void Runner::makeProducts(const std::function<void(double)>& progress) {
   }
 }
 
-double Runner::productSeconds(int rows) const {
-  double sum = 0;
+Runner::ProductTimes Runner::productTimes(int rows) const {
+  ProductTimes sum;
   for (const List* list : {&program_.tokenOps, &program_.rowOps}) {
-    for (const Instruction& op : *list) {
-      if (op.kind != OpKind::Linear) continue;
-      const double each = gemm_.seconds(op.product, rows);
-      if (each == 0) return 0;
-      sum += each;
+    for (size_t i = 0; i < list->size(); i++) {
+      const Instruction& op = (*list)[i];
+      if (chainTilesOf(op, rows)) {
+        sum.seconds += chains_.seconds(op.chain, rows);
+        sum.chains++;
+        i += op.chained - 1;
+      } else if (op.kind == OpKind::Linear) {
+        const double each = gemm_.seconds(op.product, rows);
+        if (each == 0) return {};
+        sum.seconds += each;
+      }
     }
   }
   return sum;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "chains.h"
 #include "gemm.h"
 #include "memory_map.h"
 
@@ -53,10 +54,14 @@ class Runner {
   int graphs() const { return static_cast<int>(graphs_.size()); }
   // What libraries and graphs took of the GPU's memory besides what was asked for.
   size_t overheadBytes() const { return overhead_; }
-  // What all products of a step of so many rows take, 0 if some are not tuned for that many; and
-  // what tuning took.
-  double productSeconds(int rows) const;
-  double tuningSeconds() const { return gemm_.tuningSeconds(); }
+  // What all products of a step of so many rows take, 0 if some are not tuned for that many; of those in
+  // chains with what lies between them. And what tuning took.
+  struct ProductTimes {
+    double seconds = 0;
+    int chains = 0;
+  };
+  ProductTimes productTimes(int rows) const;
+  double tuningSeconds() const { return gemm_.tuningSeconds() + chains_.tuningSeconds(); }
   const std::string& library() const { return gemm_.description(); }
 
  private:
@@ -76,6 +81,7 @@ class Runner {
 
   void makeLayers();
   void makeProducts(const std::function<void(double)>& progress);
+  void makeChains();
   void warmUp();
   void captureGraphs(const std::function<void(double)>& progress);
 
@@ -86,6 +92,7 @@ class Runner {
   // Everything of a step from its tokens on; the logits of the wanted rows are not part of it.
   void runTokens(const Staging& staging, const StepSize& size);
   void runRows(const Staging& staging, int firstRow, int rows);
+  void runList(const List& ops, int rows, const int* rowTokens, const Staging& staging);
   void execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging);
   void linear(const Instruction& op, int rows);
   void qkv(const Instruction& op, int rows, const StagingLayout& layout);
@@ -105,6 +112,12 @@ class Runner {
   uint8_t* at(size_t offset) const { return workspace_.data() + offset; }
   Matrix matrix(const Operand& operand) const;
   ProductCall productCall(const Instruction& op) const;
+  // Of a run of so many instructions.
+  Chain chainCall(const Instruction* run, int length) const;
+  // How to do the chain that begins here with so many rows; null if it is launched op by op, or none does.
+  const ChainTiles* chainTilesOf(const Instruction& op, int rows) const {
+    return op.chain < 0 ? nullptr : chains_.tiles(op.chain, rows);
+  }
   Int4Linear int4Call(const Instruction& op) const;
   Fp8Rows fp8Rows(int width) const;
   SamplingOutputs outputsOf(int row, int rows) const;
@@ -121,6 +134,7 @@ class Runner {
   Stream stream_;
   DeviceMemory weightMemory_, workspace_, kvCache_;
   Gemm gemm_;
+  Chains chains_;
   WeightStore weights_;
   std::vector<KvLayer> layers_;
   std::unique_ptr<Slot> slots_[2];

@@ -235,10 +235,13 @@ function describe(
   const { device } = request;
   const codes = new Set(weights.flatMap(({ name, int4, fp8 }) => (int4 || fp8 ? name : [])));
   const widened = describeWidened(request.program, request.weights, codes);
-  const { graphs, library, overhead, tuning, products64, products256 } = native().about(handle);
-  const times = Object.entries({ 64: products64, 256: products256 })
-    .filter(([, seconds]) => seconds > 0)
-    .map(([rows, seconds]) => `, ${(1e3 * seconds).toFixed(2)} ms with ${rows} rows`);
+  const { graphs, library, overhead, tuning, products } = native().about(handle);
+  const times = products
+    .filter(({ seconds }) => seconds > 0)
+    .map(({ rows, seconds, chains }) => {
+      const norms = chains > 0 ? ` (${chains} chains, norms and gates included)` : '';
+      return `, ${(1e3 * seconds).toFixed(2)} ms with ${rows} rows${norms}`;
+    });
   const tuned = tuning > 0 ? `products tuned in ${tuning.toFixed(1)} s${times.join('')}, ` : '';
   const kvDtype = program.kvLayers.some(({ fp8 }) => fp8) ? 'fp8' : dtype;
   return (

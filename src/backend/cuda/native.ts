@@ -100,10 +100,10 @@ export interface Native {
     graphs: number;
     library: string;
     overhead: number;
-    /** Seconds it took to choose algorithms, and of all products in steps of 64 and 256 rows. */
+    /** Seconds it took to choose algorithms. */
     tuning: number;
-    products64: number;
-    products256: number;
+    /** Seconds of all products in steps of so many rows, 0 if unknown; chains with what lies between. */
+    products: { rows: number; seconds: number; chains: number }[];
   };
   /** Fills `out` with seconds and calls of each operation code, then of sampling, inputs and results. */
   profile(runner: NativeRunner, out: Float64Array): void;

@@ -1,0 +1,89 @@
+#include "chains.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "gemm.h"
+#include "launch_times.h"
+
+namespace millrace::cuda {
+namespace {
+
+// The best by two launches each are timed again, in turns with the launches.
+constexpr size_t kFinalists = 4;
+
+}  // namespace
+
+bool Chains::sameShape(const Chain& a, const Chain& b) {
+  const auto same = [](const ChainPhase& x, const ChainPhase& y) {
+    return x.n == y.n && x.k == y.k && x.xStride == y.xStride && x.scaled == y.scaled &&
+           !x.bias == !y.bias && !x.residual == !y.residual && x.residualStride == y.residualStride &&
+           x.gated == y.gated && x.outStride == y.outStride && !x.normWeight == !y.normWeight &&
+           x.normedStride == y.normedStride;
+  };
+  return a.count == b.count && std::equal(a.phases, a.phases + a.count, b.phases, same);
+}
+
+int Chains::add(const Chain& chain, int maxRows) {
+  for (size_t i = 0; i < kinds_.size(); i++) {
+    if (kinds_[i].maxRows == maxRows && sameShape(kinds_[i].shape, chain)) return static_cast<int>(i);
+  }
+  kinds_.push_back({chain, maxRows, {}});
+  return count() - 1;
+}
+
+Chains::Choice Chains::choose(const Chain& shape, int rows, const std::vector<ChainUse>& uses,
+                              void* workspace, cudaStream_t stream) {
+  LaunchTimer timer(stream);
+  const auto ahead = [&] {
+    launchSmall(Elem::BF16, workspace, Gemm::kWorkspaceBytes, shape.phases[0].k, rows, stream);
+    return true;
+  };
+  size_t next = 0;
+  const auto launch = [&](const Choice& way) {
+    ahead();
+    const ChainUse& use = uses[next++ % uses.size()];
+    if (way.chain) hopperChain(use.chain, way.tiles, rows, stream);
+    else use.launches(rows);
+    return true;
+  };
+  std::vector<Choice> list;
+  const auto enter = [&](Choice way) {
+    launch(way);  // outside of a graph first: that loads its code and chooses algorithms
+    way.seconds = timer.seconds(2, [&] { return launch(way); });
+    list.push_back(way);
+  };
+  for (const ChainTiles& tiles : chainTiles(shape, rows)) enter({true, tiles, 0});
+  if (list.empty()) return {};
+  const auto faster = [](const Choice& a, const Choice& b) { return a.seconds < b.seconds; };
+  std::stable_sort(list.begin(), list.end(), faster);
+  list.resize(std::min(list.size(), kFinalists));
+  enter({});
+  std::vector<double> about;
+  for (const Choice& each : list) about.push_back(each.seconds);
+  const auto medians = timer.inTurns(about, [&](int way) { return launch(list[way]); });
+  for (size_t i = 0; i < list.size(); i++) list[i].seconds = medians[i];
+  Choice best = *std::min_element(list.begin(), list.end(), faster);
+  best.seconds -= timer.seconds(16, ahead);
+  return best;
+}
+
+void Chains::tune(int id, const std::vector<ChainUse>& uses, void* workspace, cudaStream_t stream) {
+  const auto began = std::chrono::steady_clock::now();
+  Kind& kind = kinds_[id];
+  for (const int bucket : kTunedRows) {
+    const int rows = std::min(bucket, kind.maxRows);
+    kind.tuned[rows] = choose(kind.shape, rows, uses, workspace, stream);
+    if (rows == kind.maxRows) break;
+  }
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+  tuningSeconds_ += took.count();
+}
+
+const ChainTiles* Chains::tiles(int id, int rows) const {
+  const auto& tuned = kinds_[id].tuned;
+  const auto found = tuned.lower_bound(rows);
+  return found != tuned.end() && found->second.chain ? &found->second.tiles : nullptr;
+}
+
+}  // namespace millrace::cuda

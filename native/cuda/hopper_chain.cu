@@ -1,0 +1,399 @@
+// Products that follow one another, in one kernel whose blocks are all there at once and wait for each
+// other between products. A product is computed as in hopper_gemm.cu: outputs are the rows of wgmma, one
+// warp keeps a ring of tiles filled, one or two warpgroups multiply. The weight of the next product is
+// asked for while the blocks wait, as far as the ring has room.
+#include "hopper_chain.h"
+
+#include <algorithm>
+#include <array>
+
+#include "hopper_chain.cuh"
+#include "launch.h"
+
+namespace millrace::cuda {
+
+using namespace hopper;
+using namespace hopper::chain;
+
+namespace {
+
+template <int kRows_, int kWarpgroups_>
+struct Config {
+  static constexpr int kRows = kRows_;  // of x
+  static constexpr int kWarpgroups = kWarpgroups_, kBlocks = 1;
+  static constexpr int kOutputs = 64 * kWarpgroups;
+  static constexpr int kAdders = kWarpgroup * kWarpgroups;
+  static constexpr int kThreads = kAdders + kWarpgroup;
+  // A product waits some 100 cycles for the one it adds to, so sums of some columns of k are kept apart.
+  static constexpr int kSets = kRows <= 32 ? 4 : 1;
+  // To tell other blocks of results takes two or three times as long while copies are on their way. Where
+  // that is much of a phase, the last of the next weight is asked for only then.
+  static constexpr bool kHolds = kRows <= 32;
+  static constexpr int kWeightBytes = kOutputs * kTileWidth;
+  static constexpr int kStageBytes = kWeightBytes + kRows * kTileWidth;
+  // Sums on their way to where they are stored; not in the ring, which is full of what comes next.
+  static constexpr int kHandedBytes = kRows * kOutputs * 4;
+  static constexpr int kBarrierBytes = 256 + 32 * kChainPhases;
+  static constexpr int kSpareBytes = kHandedBytes + kBarrierBytes + kChainMaxRows * 4 + 1024;  // alignment
+  static constexpr int kStages =
+      std::min(16, (kSharedOfSm - kSharedOfBlock - kSpareBytes) / kStageBytes);
+  static constexpr int kSharedBytes = kStages * kStageBytes + kSpareBytes;
+  static_assert(kStages >= 4);
+};
+
+// ---------------------------------------------------------------- the kernel
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid_constant__ Work work) {
+#if defined(MILLRACE_HOPPER)
+  constexpr int kStages = C::kStages;
+  extern __shared__ uint8_t raw[];
+  uint8_t* const shared = raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
+  const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  float* const handed = reinterpret_cast<float*>(shared + kStages * C::kStageBytes);
+  float* const scales = handed + C::kHandedBytes / 4;
+  const uint32_t full = static_cast<uint32_t>(__cvta_generic_to_shared(scales + kChainMaxRows));
+  const uint32_t empty = full + 8 * kStages;
+  // For each phase: what was stored before it is there to be read; the scales are; the other blocks'
+  // sums are; the other blocks have been told of the results.
+  const uint32_t entered = full + 256, scaled = entered + 8 * kChainPhases;
+  const uint32_t summed = scaled + 8 * kChainPhases, told = summed + 8 * kChainPhases;
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  constexpr int kCopier = C::kAdders / 32, kScalers = 3;  // warps behind those that multiply
+  const auto rowOf = [&](int tile) { return tile % work.rowTiles * C::kRows; };
+  const auto outputOf = [&](int tile) { return tile / work.rowTiles * C::kOutputs; };
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; i++) {
+      barrierInit(full + 8 * i, 1);
+      barrierInit(empty + 8 * i, C::kWarpgroups);
+    }
+    for (int p = 0; p < work.count; p++) {
+      barrierInit(entered + 8 * p, 1);
+      barrierInit(told + 8 * p, 1);
+      barrierInit(scaled + 8 * p, kScalers);
+      barrierInit(summed + 8 * p, 1);
+      barrierExpect(summed + 8 * p, C::kHandedBytes);
+    }
+    barrierInitFence();
+  }
+  clusterMeet();  // nobody's barriers are written to before
+
+  if (warp == kCopier) {
+    if (lane == 0) {
+      RingPlace<kStages> weightPlace, xPlace;
+      bool again = false;  // whether this stage has been in use
+      bool took = false;   // whether this block had a part in the phase before
+      for (int p = 0; p < work.count; p++) {
+        prefetchMap(&work.phases[p].weight);
+        prefetchMap(&work.phases[p].x);
+      }
+      for (int p = 0; p < work.count; p++) {
+        const Phase& phase = work.phases[p];
+        const Share share = shareOf(work, phase);
+        const auto copyWeight = [&](int step, int output) {
+          const int stage = weightPlace.stage;
+          if (again) barrierWait(empty + 8 * stage, weightPlace.parity ^ 1);
+          const uint32_t to = ring + stage * C::kStageBytes, done = full + 8 * stage;
+          barrierExpect(done, C::kStageBytes);
+          const int column = (share.begin + step) * kColumns;
+          if (phase.gated) {
+            copyTile(to, &phase.weight, column, output / 2, done);
+            copyTile(to + C::kWeightBytes / 2, &phase.weight, column, phase.columns + output / 2, done);
+          } else {
+            copyTile(to, &phase.weight, column, output, done);
+          }
+          weightPlace.next();
+          again = again || weightPlace.stage == 0;
+        };
+        // The weight of its first tile does not wait for the other blocks.
+        const bool taking = share.tile < phase.tiles;
+        const int ahead = taking ? min(share.steps, kStages) : 0;
+        for (int i = 0; i < ahead; i++) {
+          if (C::kHolds && took && i == ahead * 3 / 4) barrierWait(told + 8 * (p - 1), 0);
+          copyWeight(i, outputOf(share.tile));
+        }
+        took = taking;
+        if (p == 0) waitForPrevious();
+        if (!taking) continue;
+        if (p > 0) awaitCount(work.counters + p - 1, work.phases[p - 1].arrivals);
+        fenceGlobalForAsync();
+        barrierArrive(entered + 8 * p);
+        for (int tile = share.tile; tile < phase.tiles; tile += share.tilesAtOnce) {
+          const int row = rowOf(tile), output = outputOf(tile);
+          for (int i = 0; i < share.steps; i++) {
+            if (tile != share.tile || i >= ahead) copyWeight(i, output);
+            const int stage = xPlace.stage;
+            copyTile(ring + stage * C::kStageBytes + C::kWeightBytes, &phase.x,
+                     (share.begin + i) * kColumns, row, full + 8 * stage);
+            xPlace.next();
+          }
+        }
+      }
+    }
+    __syncwarp();
+  } else if (warp > kCopier) {
+    // Four lanes a row.
+    const int first = ((warp - kCopier - 1) * 32 + lane) / 4, quarter = lane % 4;
+    for (int p = 1; p < work.count; p++) {
+      const Phase& phase = work.phases[p];
+      if (!phase.scaled || shareOf(work, phase).tile >= phase.tiles) continue;
+      barrierWait(entered + 8 * p, 0);
+#pragma unroll 2
+      for (int base = 0; base < work.rows; base += 8 * kScalers) {
+        const int row = base + first;
+        float sum = 0.0f;
+        if (row < work.rows) {
+          const float* parts = work.squares[(p - 1) % 2] + row * phase.parts;
+#pragma unroll 4
+          for (int i = quarter; i < phase.parts; i += 4) sum += __ldcg(parts + i);
+        }
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        if (row < work.rows && quarter == 0) {
+          scales[row] = rsqrtf(sum / phase.inputs + phase.eps);
+        }
+      }
+      __syncwarp();
+      if (lane == 0) barrierArrive(scaled + 8 * p);
+    }
+  } else {
+    waitForPrevious();
+    const int group = warp / 4;
+    float sums[C::kSets][1][C::kRows / 2];
+    RingPlace<kStages> place;
+    // Adds the next tile of k to the sums, or starts them with it. Returns its stage.
+    const auto multiply = [&](bool starts) {
+      const int used = place.stage;
+      const uint32_t stage = ring + used * C::kStageBytes;
+      barrierWait(full + 8 * used, place.parity);
+      place.next();
+      productsBegin();
+      const uint64_t a = rowsOf128Bytes(stage + group * 64 * kTileWidth);
+      const uint64_t b = rowsOf128Bytes(stage + C::kWeightBytes);
+#pragma unroll
+      for (int k = 0; k < kTileWidth / 32; k++) {  // 32 bytes on: 2 in a descriptor's address
+        Products<T, C::kRows>::add(sums[k % C::kSets][0], a + 2 * k, b + 2 * k, !starts || k >= C::kSets);
+      }
+      productsCommit();
+      return used;
+    };
+    // The stage may be filled again.
+    const auto release = [&](int stage) {
+      if (threadIdx.x % kWarpgroup == 0) barrierArrive(empty + 8 * stage);
+    };
+    for (int p = 0; p < work.count; p++) {
+      const Phase& phase = work.phases[p];
+      const Share share = shareOf(work, phase);
+      if (share.tile >= phase.tiles) continue;
+      for (int tile = share.tile; tile < phase.tiles; tile += share.tilesAtOnce) {
+        int last = multiply(true);
+        for (int i = 1; i < share.steps; i++) {
+          const int used = multiply(false);
+          productsWait<1>();
+          release(last);
+          last = used;
+        }
+        productsWait<0>();
+        release(last);
+#pragma unroll
+        for (int set = 0; set < C::kSets; set++) holdRegisters(sums[set][0]);
+#pragma unroll
+        for (int set = 1; set < C::kSets; set++) {
+#pragma unroll
+          for (int j = 0; j < C::kRows / 2; j++) sums[0][0][j] += sums[set][0][j];
+        }
+        barrierWait(entered + 8 * p, 0);
+        const Tile results = {work, phase, share, rowOf(tile), outputOf(tile),
+                              phase.scaled ? scales : nullptr, work.squares[p % 2]};
+        const uint32_t summedHere = summed + 8 * p, scaledHere = scaled + 8 * p;
+        switch (phase.splitShift) {
+          case 0: finish<C, 1>(sums[0], results, handed, summedHere, scaledHere); break;
+          case 1: finish<C, 2>(sums[0], results, handed, summedHere, scaledHere); break;
+          case 2: finish<C, 4>(sums[0], results, handed, summedHere, scaledHere); break;
+          case 3: finish<C, 8>(sums[0], results, handed, summedHere, scaledHere); break;
+        }
+      }
+      if (p + 1 == work.count) break;
+      syncAdders<C::kAdders>();
+      if (threadIdx.x == 0) {
+        arriveAt(work.counters + p);
+        barrierArrive(told + 8 * p);
+      }
+    }
+  }
+  __syncthreads();
+  // The last block leaves the counters as it found them: nobody looks at them any more.
+  if (threadIdx.x == 0 && atomicAdd(work.counters + kChainPhases, 1u) + 1 == gridDim.x) {
+    for (int i = 0; i < kCounters; i++) work.counters[i] = 0;
+  }
+#endif
+}
+
+// ---------------------------------------------------------------- launching
+
+template <class C>
+void prepareKernel() {
+  static const bool ready = [] {
+    check(cudaFuncSetAttribute(hopperChainKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               C::kSharedBytes),
+          "hopperChain");
+    return true;
+  }();
+  static_cast<void>(ready);
+}
+
+// Clusters of so many blocks that the GPU has room for at once: those that wait for each other.
+template <class C>
+int clustersAtOnce(int cluster) {
+  static std::array<int, 9> known{};
+  int& count = known.at(cluster);
+  if (count > 0) return count;
+  prepareKernel<C>();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(cluster);
+  config.blockDim = dim3(C::kThreads);
+  config.dynamicSmemBytes = C::kSharedBytes;
+  cudaLaunchAttribute shape = {};
+  shape.id = cudaLaunchAttributeClusterDimension;
+  shape.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  config.attrs = &shape;
+  config.numAttrs = 1;
+  check(cudaOccupancyMaxActiveClusters(&count, hopperChainKernel<C>, &config),
+        "cudaOccupancyMaxActiveClusters");
+  return count;
+}
+
+// As many as there are blocks for, and no parts that are all ramp.
+int splitShiftOf(int tiles, int steps, int cluster, int blocks) {
+  int shift = 0;
+  while (2 << shift <= cluster && tiles * (2 << shift) <= blocks && steps >= 4 << shift) shift++;
+  return shift;
+}
+
+// Of a row, where the narrowest tiles have a sum each.
+size_t squaresOf(int width) { return divideUp(width, 64); }
+
+template <class C>
+Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
+  Work work = {};
+  int widest = 0;
+  for (int p = 0; p < chain.count; p++) {
+    if (chain.phases[p].normWeight) widest = std::max(widest, chain.phases[p].n);
+  }
+  work.count = chain.count;
+  work.rows = rows;
+  work.rowTiles = static_cast<int>(divideUp(rows, C::kRows));
+  work.cluster = cluster;
+  work.counters = static_cast<unsigned int*>(chain.scratch);
+  work.squares[0] = reinterpret_cast<float*>(static_cast<uint8_t*>(chain.scratch) + kCounterBytes);
+  work.squares[1] = work.squares[0] + kChainMaxRows * squaresOf(widest);
+  for (int p = 0; p < chain.count; p++) {
+    const ChainPhase& from = chain.phases[p];
+    Phase& to = work.phases[p];
+    constexpr CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    to.weight = tileMap(type, sizeof(T), from.weight, from.k, from.n, from.k,
+                        from.gated ? C::kOutputs / 2 : C::kOutputs);
+    to.x = tileMap(type, sizeof(T), from.x, from.k, rows, from.xStride, C::kRows);
+    to.columns = from.gated ? from.n / 2 : from.n;
+    to.inputs = from.k;
+    to.steps = static_cast<int>(divideUp(from.k, kColumns));
+    const int outputTiles =
+        static_cast<int>(divideUp(to.columns, from.gated ? C::kOutputs / 2 : C::kOutputs));
+    to.tiles = outputTiles * work.rowTiles;
+    to.splitShift = splitShiftOf(to.tiles, to.steps, cluster, blocks);
+    to.arrivals = std::min(to.tiles << to.splitShift, blocks);
+    to.parts = p > 0 ? static_cast<int>(divideUp(chain.phases[p - 1].n, C::kOutputs)) : 0;
+    to.gated = from.gated;
+    to.scaled = from.scaled;
+    to.eps = from.eps;
+    to.bias = from.bias;
+    to.normWeight = from.normWeight;
+    to.residual = static_cast<const T*>(from.residual);
+    to.out = static_cast<T*>(from.out);
+    to.normed = from.normWeight ? static_cast<T*>(from.normed) : nullptr;
+    to.residualStride = from.residualStride;
+    to.outStride = from.outStride;
+    to.normedStride = from.normedStride;
+  }
+  return work;
+}
+
+template <class C>
+void launchChain(const Chain& chain, int rows, int cluster, cudaStream_t stream) {
+  prepareKernel<C>();
+  const int blocks = cluster * clustersAtOnce<C>(cluster);
+  const Work work = workOf<C>(chain, rows, cluster, blocks);
+  launchCluster("hopperChain", hopperChainKernel<C>, dim3(blocks), cluster, true, C::kThreads,
+                C::kSharedBytes, stream, work);
+}
+
+// Calls f with the tag of the kernel of these tiles; false if there is none.
+template <class F>
+bool withConfig(const ChainTiles& tiles, F&& f) {
+  const auto with = [&](auto rows) {
+    constexpr int kRows = decltype(rows)::value;
+    if (tiles.rows != kRows) return false;
+    if (tiles.outputs == 64) return f(TypeTag<Config<kRows, 1>>{}), true;
+    if (tiles.outputs == 128) return f(TypeTag<Config<kRows, 2>>{}), true;
+    return false;
+  };
+  return with(std::integral_constant<int, 16>{}) || with(std::integral_constant<int, 32>{}) ||
+         with(std::integral_constant<int, 64>{}) || with(std::integral_constant<int, 128>{});
+}
+
+bool aligned(const ChainPhase& phase) {
+  const auto address = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  const auto stride = [](int64_t elements) { return elements % 8 == 0; };
+  return address(phase.weight) && address(phase.x) && address(phase.bias) && address(phase.residual) &&
+         address(phase.out) && address(phase.normWeight) && address(phase.normed) &&
+         phase.n % (phase.gated ? 16 : 8) == 0 && stride(phase.k) && stride(phase.xStride) &&
+         stride(phase.residualStride) && stride(phase.outStride) && stride(phase.normedStride);
+}
+
+}  // namespace
+
+size_t chainScratchBytes(int width) {
+  return kCounterBytes + 2 * kChainMaxRows * squaresOf(width) * sizeof(float);
+}
+
+std::string describe(const ChainTiles& tiles) {
+  return std::to_string(tiles.outputs) + " x " + std::to_string(tiles.rows) + ", clusters of " +
+         std::to_string(tiles.cluster);
+}
+
+std::vector<ChainTiles> chainTiles(const Chain& chain, int rows) {
+  std::vector<ChainTiles> list;
+  if (rows > kChainMaxRows || !hopperAvailable()) return list;
+  for (int p = 0; p < chain.count; p++) {
+    const ChainPhase& phase = chain.phases[p];
+    if (!aligned(phase)) return list;
+    if (phase.scaled && (p == 0 || !chain.phases[p - 1].normWeight)) return list;
+  }
+  int most = 16;  // the smallest that holds all rows, or the largest there is
+  while (most < std::min(rows, 128)) most *= 2;
+  for (int tile = std::max(16, most / 2); tile <= most; tile *= 2) {
+    for (int outputs : {64, 128}) {
+      for (int cluster : {4, 8}) {
+        const ChainTiles tiles = {outputs, tile, cluster};
+        int clusters = 0;
+        withConfig(tiles, [&](auto tag) {
+          clusters = clustersAtOnce<typename decltype(tag)::Type>(cluster);
+        });
+        if (clusters > 0) list.push_back(tiles);
+      }
+    }
+  }
+  return list;
+}
+
+void hopperChain(const Chain& chain, const ChainTiles& tiles, int rows, cudaStream_t stream) {
+  if (rows == 0) return;
+  const bool found = withConfig(tiles, [&](auto tag) {
+    launchChain<typename decltype(tag)::Type>(chain, rows, tiles.cluster, stream);
+  });
+  if (!found) throw CudaError("hopperChain: no kernel for tiles of " + describe(tiles));
+}
+
+}  // namespace millrace::cuda

@@ -1,0 +1,236 @@
+// What blocks of a chain of products say to each other, and the way of their sums to the results. C, a
+// kernel's configuration, has what hopper_tiles.cuh wants, and kAdders (threads that multiply).
+#pragma once
+#include "hopper.cuh"
+#include "hopper.h"
+#include "hopper_chain.h"
+#include "hopper_tiles.cuh"
+
+namespace millrace::cuda::hopper::chain {
+
+using T = __nv_bfloat16;
+constexpr int kColumns = kTileWidth / sizeof(T);  // of k in a tile
+// Blocks that have done with each phase, then blocks that have left.
+constexpr int kCounters = kChainPhases + 1;
+constexpr size_t kCounterBytes = 256;
+
+struct Phase {
+  CUtensorMap weight, x;
+  int columns;    // of out
+  int inputs;     // k
+  int steps;      // tiles of k
+  int tiles;      // of results, row tiles of the same outputs one after the other
+  int splitShift;  // 2 to this power blocks of a cluster share a sum over k
+  int arrivals;   // blocks that have a part in it
+  int parts;      // sums of squares in a row of the phase before
+  bool gated, scaled;
+  float eps;
+  const float *bias, *normWeight;
+  const T* residual;
+  T *out, *normed;
+  int64_t residualStride, outStride, normedStride;
+};
+
+struct Work {
+  Phase phases[kChainPhases];
+  int count, rows, rowTiles, cluster;  // cluster: a power of two
+  unsigned int* counters;
+  float* squares[2];  // [rows, parts], of phases in turn
+};
+
+// ---------------------------------------------------------------- between blocks
+
+__device__ __forceinline__ void arriveAt(unsigned int* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+__device__ __forceinline__ void awaitCount(const unsigned int* counter, unsigned int count) {
+  unsigned int seen;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  } while (seen < count);
+}
+// What is stored to global memory by threads and read by the copy engine: on both sides.
+__device__ __forceinline__ void fenceGlobalForAsync() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+// ---------------------------------------------------------------- results
+
+// What a block has of a phase.
+struct Share : Sharers {
+  int tile, tilesAtOnce;  // its first, and from one to the next
+  int begin, steps;       // of k
+};
+
+__device__ __forceinline__ Share shareOf(const Work& work, const Phase& phase) {
+  Share share;
+  const int shift = phase.splitShift;
+  share.splits = 1 << shift;
+  share.tile = blockIdx.x >> shift;
+  share.tilesAtOnce = gridDim.x >> shift;
+  share.split = blockIdx.x & (share.splits - 1);
+  share.firstBlock = (blockIdx.x & (work.cluster - 1)) - share.split;
+  share.begin = phase.steps * share.split >> shift;
+  share.steps = (phase.steps * (share.split + 1) >> shift) - share.begin;
+  return share;
+}
+
+// How the threads of a block share its part of a tile: `kColumns` results of each row, of kRows / kSplits
+// rows. A thread has kWidth of a row, and the same columns of every row it comes to.
+template <class C, int kSplits, int kColumns>
+struct Part {
+  static constexpr int kRows = C::kRows / kSplits;
+  static constexpr int kWidth = kRows * kColumns / 8 >= C::kAdders ? 8 : 4;
+  static constexpr int kLanes = kColumns / kWidth;  // that have a row
+  static constexpr int kStep = C::kAdders / kLanes;
+  static constexpr int kRounds = (kRows + kStep - 1) / kStep;
+  static_assert(kLanes <= 32);
+};
+
+template <int N>
+__device__ __forceinline__ void scaleAndBias(float scale, const float* bias, float (&values)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) values[i] *= scale;
+  if (!bias) return;
+  float addends[N];
+  loadFloats<N>(bias, addends);
+#pragma unroll
+  for (int i = 0; i < N; i++) values[i] += addends[i];
+}
+
+// A tile's place in the results, and what its sums are to become.
+struct Tile {
+  const Work& work;
+  const Phase& phase;
+  const Share& share;
+  int row, output;
+  const float* scales;  // null: as they are
+  float* squares;
+};
+
+template <class C, int kSplits>
+__device__ __forceinline__ void storeGated(const Tile& tile, const float* sums) {
+  constexpr int kHalf = C::kOutputs / 2;
+  using P = Part<C, kSplits, kHalf>;
+  const Phase& phase = tile.phase;
+  const int column = threadIdx.x % P::kLanes * P::kWidth, output = tile.output / 2 + column;
+  const int first = threadIdx.x / P::kLanes;
+  if (output >= phase.columns) return;
+#pragma unroll 2
+  for (int round = 0; round < P::kRounds; round++) {
+    const int inPart = first + round * P::kStep;
+    const int outRow = tile.row + tile.share.split * P::kRows + inPart;
+    if (inPart >= P::kRows || outRow >= tile.work.rows) break;
+    float gate[P::kWidth], up[P::kWidth];
+    loadSums<C>(sums, kSplits, inPart, column, gate);
+    loadSums<C>(sums, kSplits, inPart, kHalf + column, up);
+    const float scale = tile.scales ? tile.scales[outRow] : 1.0f;
+    scaleAndBias(scale, phase.bias ? phase.bias + output : nullptr, gate);
+    scaleAndBias(scale, phase.bias ? phase.bias + phase.columns + output : nullptr, up);
+#pragma unroll
+    for (int i = 0; i < P::kWidth; i++) gate[i] = silu<T>(gate[i]) * up[i];
+    storeRaw<T, P::kWidth>(phase.out + outRow * phase.outStride + output, pack<T, P::kWidth>(gate));
+  }
+}
+
+// Results that are not gated, with what is added to them and multiplied with them.
+template <class C, int kSplits>
+struct Plain {
+  using P = Part<C, kSplits, C::kOutputs>;
+  static constexpr int N = P::kWidth;
+  const Tile& tile;
+  const int column, output, first;
+  Raw<T, N> residual{};  // of the next round
+  float weight[N];
+
+  __device__ __forceinline__ explicit Plain(const Tile& tile)
+      : tile(tile),
+        column(threadIdx.x % P::kLanes * N),
+        output(tile.output + column),
+        first(threadIdx.x / P::kLanes) {
+    if (tile.phase.normed && output < tile.phase.columns) {
+      loadFloats<N>(tile.phase.normWeight + output, weight);
+    }
+    loadResidual(0);
+  }
+  __device__ __forceinline__ int rowOf(int round) const {
+    return tile.row + tile.share.split * P::kRows + first + round * P::kStep;
+  }
+  __device__ __forceinline__ bool there(int round) const {
+    return first + round * P::kStep < P::kRows && rowOf(round) < tile.work.rows &&
+           output < tile.phase.columns;
+  }
+  // Past this SM's first cache: other blocks may have written them since the kernel began.
+  __device__ __forceinline__ void loadResidual(int round) {
+    const Phase& phase = tile.phase;
+    if (!phase.residual || !there(round)) return;
+    const T* from = phase.residual + rowOf(round) * phase.residualStride + output;
+    residual = __ldcg(reinterpret_cast<const Raw<T, N>*>(from));
+  }
+
+  __device__ __forceinline__ void store(const float* sums) {
+    const Phase& phase = tile.phase;
+    const int parts = (phase.columns + C::kOutputs - 1) / C::kOutputs;
+#pragma unroll 2
+    for (int round = 0; round < P::kRounds; round++) {
+      const Raw<T, N> current = residual;
+      if (round + 1 < P::kRounds) loadResidual(round + 1);
+      const int outRow = rowOf(round);
+      float squares = 0.0f;
+      if (there(round)) {
+        float values[N], more[N];
+        loadSums<C>(sums, kSplits, first + round * P::kStep, column, values);
+        scaleAndBias(tile.scales ? tile.scales[outRow] : 1.0f,
+                     phase.bias ? phase.bias + output : nullptr, values);
+        unpack<T, N>(current, more);  // zeros without a residual
+#pragma unroll
+        for (int i = 0; i < N; i++) values[i] += more[i];
+        const Raw<T, N> rounded = pack<T, N>(values);
+        storeRaw<T, N>(phase.out + outRow * phase.outStride + output, rounded);
+        if (phase.normed) {
+          unpack<T, N>(rounded, values);
+#pragma unroll
+          for (int i = 0; i < N; i++) {
+            squares += values[i] * values[i];
+            values[i] *= weight[i];
+          }
+          storeRaw<T, N>(phase.normed + outRow * phase.normedStride + output, pack<T, N>(values));
+        }
+      }
+      if (!phase.normed) continue;
+      // All lanes of a warp come here.
+#pragma unroll
+      for (int apart = P::kLanes / 2; apart > 0; apart /= 2) {
+        squares += __shfl_xor_sync(~0u, squares, apart);
+      }
+      if (there(round) && column == 0) {
+        tile.squares[outRow * parts + tile.output / C::kOutputs] = squares;
+      }
+    }
+  }
+};
+
+// The sums of a tile become results.
+template <class C, int kSplits>
+__device__ __forceinline__ void finish(const float (&sums)[1][C::kRows / 2], const Tile& tile, float* handed,
+                                       uint32_t summed, uint32_t scaled) {
+  const auto exchange = [&] {
+    if constexpr (kSplits == 1) {
+      syncAdders<C::kAdders>();  // all have read what was here before
+      keepSums<C>(sums, handed, 0, C::kRows);
+      syncAdders<C::kAdders>();
+    } else {
+      sendSums<C>(sums, handed, summed, {kSplits, tile.share.split, tile.share.firstBlock});
+      barrierWait(summed, 0);
+    }
+    if (tile.scales) barrierWait(scaled, 0);
+  };
+  if (tile.phase.gated) {
+    exchange();
+    return storeGated<C, kSplits>(tile, handed);
+  }
+  Plain<C, kSplits> results(tile);  // what it loads is under way meanwhile
+  exchange();
+  results.store(handed);
+}
+
+}  // namespace millrace::cuda::hopper::chain
