@@ -1,6 +1,7 @@
 #include "chains.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 
 #include "gemm.h"
@@ -12,7 +13,26 @@ namespace {
 // The best by two launches each are timed again, in turns with the launches.
 constexpr size_t kFinalists = 4;
 
+// GPUs on which some chains of this process are alone.
+constexpr int kMostDevices = 64;
+std::atomic<bool> haveAlone[kMostDevices];
+
+// Under the multi-process service kernels of other processes run beside ours.
+bool sharedByProcesses(int device) {
+  int shared = 0;
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMpsEnabled, device), "cudaDeviceGetAttribute");
+  return shared != 0;
+}
+
+bool takeAlone(int device) {
+  return device < kMostDevices && !sharedByProcesses(device) && !haveAlone[device].exchange(true);
+}
+
 }  // namespace
+
+Chains::~Chains() {
+  if (alone_) haveAlone[device_] = false;
+}
 
 bool Chains::sameShape(const Chain& a, const Chain& b) {
   const auto same = [](const ChainPhase& x, const ChainPhase& y) {
@@ -28,6 +48,7 @@ int Chains::add(const Chain& chain, int maxRows) {
   for (size_t i = 0; i < kinds_.size(); i++) {
     if (kinds_[i].maxRows == maxRows && sameShape(kinds_[i].shape, chain)) return static_cast<int>(i);
   }
+  if (kinds_.empty()) alone_ = takeAlone(device_);
   kinds_.push_back({chain, maxRows, {}});
   return count() - 1;
 }

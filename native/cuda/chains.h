@@ -18,6 +18,11 @@ struct ChainUse {
 
 class Chains {
  public:
+  explicit Chains(int device) : device_(device) {}
+  ~Chains();
+  Chains(const Chains&) = delete;
+  Chains& operator=(const Chains&) = delete;
+
   // The id of chains of this shape that have up to `maxRows`.
   int add(const Chain& chain, int maxRows);
   bool same(int id, const Chain& chain) const { return sameShape(kinds_[id].shape, chain); }
@@ -26,6 +31,8 @@ class Chains {
   // come in turn, so that weights are not in a cache. `workspace` is Gemm's.
   void tune(int id, const std::vector<ChainUse>& uses, void* workspace, cudaStream_t stream);
 
+  // Whether no others of this GPU run beside these but such whose blocks start together (Chain::together).
+  bool alone() const { return alone_; }
   // Null where launches are faster. Rows of the same number always go the same way.
   const ChainTiles* tiles(int id, int rows) const;
   // Of one chain with so many rows, where it has tiles. And of all tuning.
@@ -47,6 +54,8 @@ class Chains {
   static Choice choose(const Chain& shape, int rows, const std::vector<ChainUse>& uses, void* workspace,
                        cudaStream_t stream);
 
+  const int device_;
+  bool alone_ = false;
   std::vector<Kind> kinds_;
   double tuningSeconds_ = 0;
 };

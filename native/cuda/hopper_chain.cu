@@ -325,7 +325,7 @@ void launchChain(const Chain& chain, int rows, int cluster, cudaStream_t stream)
   prepareKernel<C>();
   const int blocks = cluster * clustersAtOnce<C>(cluster);
   const Work work = workOf<C>(chain, rows, cluster, blocks);
-  launchCluster("hopperChain", hopperChainKernel<C>, dim3(blocks), cluster, true, C::kThreads,
+  launchCluster("hopperChain", hopperChainKernel<C>, dim3(blocks), cluster, chain.together, C::kThreads,
                 C::kSharedBytes, stream, work);
 }
 

@@ -42,6 +42,9 @@ struct Chain {
   ChainPhase phases[kChainPhases];
   int count = 0;
   void* scratch = nullptr;  // chainScratchBytes, zeros before the first use; not used by two at once
+  // Whether its blocks start all at once or not at all. Without, where two chains run beside each other, each
+  // may have blocks that wait for those the other keeps out: one at most may be without. It costs 2 us.
+  bool together = true;
 };
 
 // Squares of rows of up to `width` columns, and the counters of blocks.

@@ -12,6 +12,7 @@ namespace millrace::cuda {
 Chain Runner::chainCall(const Instruction* run, int length) const {
   Chain chain;
   chain.scratch = at(map_.chainScratch);
+  chain.together = !chains_.alone();
   const auto between = [&](size_t offset, const Operand& as) {
     return Matrix{at(offset), as.width, as.width};
   };
