@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 
 #include "hopper_chain.cuh"
 #include "launch.h"
@@ -247,9 +248,9 @@ void prepareKernel() {
 // Clusters of so many blocks that the GPU has room for at once: those that wait for each other.
 template <class C>
 int clustersAtOnce(int cluster) {
-  static std::array<int, 9> known{};
-  int& count = known.at(cluster);
-  if (count > 0) return count;
+  static std::array<std::atomic<int>, 9> known{};  // of a machine's GPUs, which are taken to be alike
+  if (known.at(cluster) > 0) return known[cluster];
+  int count = 0;
   prepareKernel<C>();
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(cluster);
@@ -262,6 +263,7 @@ int clustersAtOnce(int cluster) {
   config.numAttrs = 1;
   check(cudaOccupancyMaxActiveClusters(&count, hopperChainKernel<C>, &config),
         "cudaOccupancyMaxActiveClusters");
+  known[cluster] = count;
   return count;
 }
 
