@@ -55,12 +55,6 @@ __device__ __forceinline__ void fenceGlobalForAsync() {
 }
 // ---------------------------------------------------------------- results
 
-// What a block has of a phase.
-struct Share : Sharers {
-  int tile, tilesAtOnce;  // its first, and from one to the next
-  int begin, steps;       // of k
-};
-
 __device__ __forceinline__ Share shareOf(const Work& work, const Phase& phase) {
   Share share;
   const int shift = phase.splitShift;
