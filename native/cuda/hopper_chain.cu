@@ -187,24 +187,13 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
 
 // ---------------------------------------------------------------- launching
 
-template <class C>
-void prepareKernel() {
-  static const bool ready = [] {
-    check(cudaFuncSetAttribute(hopperChainKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               C::kSharedBytes),
-          "hopperChain");
-    return true;
-  }();
-  static_cast<void>(ready);
-}
-
 // Clusters of so many blocks that the GPU has room for at once: those that wait for each other.
 template <class C>
 int clustersAtOnce(int cluster) {
   static std::array<int, 9> known{};
   int& count = known.at(cluster);
   if (count > 0) return count;
-  prepareKernel<C>();
+  allowShared<hopperChainKernel<C>>("hopperChain", C::kSharedBytes);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(cluster);
   config.blockDim = dim3(C::kThreads);
@@ -276,7 +265,6 @@ Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
 
 template <class C>
 void launchChain(const Chain& chain, int rows, int cluster, cudaStream_t stream) {
-  prepareKernel<C>();
   const int blocks = cluster * clustersAtOnce<C>(cluster);
   const Work work = workOf<C>(chain, rows, cluster, blocks);
   launchCluster("hopperChain", hopperChainKernel<C>, dim3(blocks), cluster, chain.together, C::kThreads,

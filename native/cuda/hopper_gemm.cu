@@ -141,13 +141,7 @@ void launchTiles(const Product& product, const ProductCall& call, const HopperTi
   constexpr CUtensorMapDataType type = kSize == 1                   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
                                        : std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                                    : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  static const bool ready = [] {
-    check(cudaFuncSetAttribute(hopperGemmKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               C::kSharedBytes),
-          "hopperGemm");
-    return true;
-  }();
-  static_cast<void>(ready);
+  allowShared<hopperGemmKernel<C>>("hopperGemm", C::kSharedBytes);
   const CUtensorMap weights =
       tileMap(type, kSize, call.weight, product.k, product.n, product.k, C::kOutputs);
   const CUtensorMap x = tileMap(type, kSize, call.x, product.k, rows, product.xStride, C::kRows);

@@ -203,13 +203,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
 template <class C>
 void launchTiles(Elem elem, const Int4Linear& step, Matrix x, int rows, cudaStream_t stream) {
   using T = typename C::T;
-  static const bool ready = [] {
-    check(cudaFuncSetAttribute(hopperInt4Kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               C::kSharedBytes),
-          "hopperInt4");
-    return true;
-  }();
-  static_cast<void>(ready);
+  allowShared<hopperInt4Kernel<C>>("hopperInt4", C::kSharedBytes);
   const Int4Weight& weight = step.weight;
   constexpr CUtensorMapDataType type =
       std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
