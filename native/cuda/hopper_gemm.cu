@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
     for (int tile = share.tile; tile < work.tiles; tile += share.tilesAtOnce) {
       if constexpr (C::kPromotes) {
         // Chains end in the round of the loop they began in: of sums that are under way from one
-        // round to the next the compiler loses track, and waits for each product (ptxas C7514).
+        // round to the next the compiler loses track, and waits for each product (ptxas C7514). Their
+        // length is a constant, so that their loop is unrolled.
         float chain[1][C::kBlocks][C::kRows / 2];
 #pragma unroll
         for (int block = 0; block < C::kBlocks; block++) {

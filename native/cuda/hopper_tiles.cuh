@@ -1,6 +1,6 @@
 // What products by wgmma with outputs as rows of its tile have in common: the ring, its products, and
-// the way of the sums to where they go. C, a kernel's configuration, has kRows (of x), kWarpgroups, kBlocks
-// (of 64 outputs, for each warpgroup), kOutputs (of all of them), and of the ring kStages and
+// the way of the sums to where they go. C, a kernel's configuration, has kRows (of x), kWarpgroups,
+// kBlocks (of 64 outputs, for each warpgroup), kOutputs (of all of them), and of the ring kStages and
 // kStageBytes; for sumStages T, kWeightBytes and kSets; for storeSums kKeptRows (rows that are turned
 // around at a time, a multiple of eight).
 #pragma once
@@ -115,7 +115,7 @@ __device__ __forceinline__ void finish(const Results& results, int64_t row, int 
   store8(results.elem, results.out, row * results.outStride + output, values);
 }
 
-// Dynamic shared memory from where swizzled tiles may lie; kernels ask for 1024 bytes more than they use.
+// Dynamic shared memory from where swizzled tiles may lie; kernels ask for 1024 bytes more than these.
 __device__ __forceinline__ uint8_t* alignedShared() {
   extern __shared__ uint8_t raw[];
   return raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
@@ -194,8 +194,10 @@ __device__ __forceinline__ void fillRing(Ring<C> ring, const Tiles& work, const 
                                          const CopyWeight& copyWeight, const CopyX& copyX) {
   const int end = share.begin + share.steps;
   int ahead = early ? min(share.steps, C::kStages) : 0;
-  const int output = outputOf<C>(share.tile, work.rowTiles);
-  for (Ring<C> to = ring; to.stage < ahead; to.stage++) copyWeight(to, share.begin + to.stage, output);
+  const int firstOutput = outputOf<C>(share.tile, work.rowTiles);
+  for (Ring<C> to = ring; to.stage < ahead; to.stage++) {
+    copyWeight(to, share.begin + to.stage, firstOutput);
+  }
   waitForPrevious();
   for (int tile = share.tile; tile < work.tiles; tile += share.tilesAtOnce) {
     const int row = rowOf<C>(tile, work.rowTiles), output = outputOf<C>(tile, work.rowTiles);
@@ -211,8 +213,8 @@ __device__ __forceinline__ void fillRing(Ring<C> ring, const Tiles& work, const 
   }
 }
 
-// Sums the products of the next `count` stages, where x lies behind the weight. Those of 32 bytes of k go
-// to kSets sums in turn, and in the end the first of these has all.
+// Sums the products of the next `count` stages, where x lies behind the weight. Those of 32 bytes of k
+// go to kSets sums in turn, and in the end the first of these has all.
 template <class C>
 __device__ __forceinline__ void sumStages(Ring<C>& ring, int count,
                                           float (&sums)[C::kSets][C::kBlocks][C::kRows / 2]) {
