@@ -18,8 +18,11 @@ using namespace hopper::chain;
 
 namespace {
 
+constexpr int kPhaseBarrierBytes = 4 * 8 * kChainPhases;
+
 template <int kRows_, int kWarpgroups_>
 struct Config {
+  using T = hopper::chain::T;
   static constexpr int kRows = kRows_;  // of x
   static constexpr int kWarpgroups = kWarpgroups_, kBlocks = 1;
   static constexpr int kOutputs = 64 * kWarpgroups;
@@ -34,8 +37,8 @@ struct Config {
   static constexpr int kStageBytes = kWeightBytes + kRows * kTileWidth;
   // Sums on their way to where they are stored; not in the ring, which is full of what comes next.
   static constexpr int kHandedBytes = kRows * kOutputs * 4;
-  static constexpr int kBarrierBytes = 256 + 32 * kChainPhases;
-  static constexpr int kSpareBytes = kHandedBytes + kBarrierBytes + kChainMaxRows * 4 + 1024;  // alignment
+  static constexpr int kSpareBytes = kRingBarrierBytes + kPhaseBarrierBytes + kHandedBytes +
+                                     kChainMaxRows * 4 + 1024;  // alignment
   static constexpr int kStages =
       std::min(16, (kSharedOfSm - kSharedOfBlock - kSpareBytes) / kStageBytes);
   static constexpr int kSharedBytes = kStages * kStageBytes + kSpareBytes;
@@ -47,29 +50,20 @@ struct Config {
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid_constant__ Work work) {
 #if defined(MILLRACE_HOPPER)
-  constexpr int kStages = C::kStages;
-  extern __shared__ uint8_t raw[];
-  uint8_t* const shared = raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
-  const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  float* const handed = reinterpret_cast<float*>(shared + kStages * C::kStageBytes);
-  float* const scales = handed + C::kHandedBytes / 4;
-  const uint32_t full = static_cast<uint32_t>(__cvta_generic_to_shared(scales + kChainMaxRows));
-  const uint32_t empty = full + 8 * kStages;
+  uint8_t* const shared = alignedShared();
+  Ring<C> ring(shared);
   // For each phase: what was stored before it is there to be read; the scales are; the other blocks'
   // sums are; the other blocks have been told of the results.
-  const uint32_t entered = full + 256, scaled = entered + 8 * kChainPhases;
+  const uint32_t entered = ring.behind(), scaled = entered + 8 * kChainPhases;
   const uint32_t summed = scaled + 8 * kChainPhases, told = summed + 8 * kChainPhases;
+  float* const handed = reinterpret_cast<float*>(shared + Ring<C>::kBytes + kPhaseBarrierBytes);
+  float* const scales = handed + C::kHandedBytes / 4;
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   constexpr int kCopier = C::kAdders / 32, kScalers = 3;  // warps behind those that multiply
-  const auto rowOf = [&](int tile) { return tile % work.rowTiles * C::kRows; };
-  const auto outputOf = [&](int tile) { return tile / work.rowTiles * C::kOutputs; };
 
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; i++) {
-      barrierInit(full + 8 * i, 1);
-      barrierInit(empty + 8 * i, C::kWarpgroups);
-    }
+    ring.init(C::kWarpgroups);
     for (int p = 0; p < work.count; p++) {
       barrierInit(entered + 8 * p, 1);
       barrierInit(told + 8 * p, 1);
@@ -83,9 +77,8 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
 
   if (warp == kCopier) {
     if (lane == 0) {
-      RingPlace<kStages> weightPlace, xPlace;
-      bool again = false;  // whether this stage has been in use
-      bool took = false;   // whether this block had a part in the phase before
+      Ring<C> weightRing = ring, xRing = ring;  // the same, with a place for each
+      bool took = false;  // whether this block had a part in the phase before
       for (int p = 0; p < work.count; p++) {
         prefetchMap(&work.phases[p].weight);
         prefetchMap(&work.phases[p].x);
@@ -94,10 +87,9 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
         const Phase& phase = work.phases[p];
         const Share share = shareOf(work, phase);
         const auto copyWeight = [&](int step, int output) {
-          const int stage = weightPlace.stage;
-          if (again) barrierWait(empty + 8 * stage, weightPlace.parity ^ 1);
-          const uint32_t to = ring + stage * C::kStageBytes, done = full + 8 * stage;
-          barrierExpect(done, C::kStageBytes);
+          weightRing.waitEmpty();
+          weightRing.expect(C::kStageBytes);
+          const uint32_t to = weightRing.at(), done = weightRing.full();
           const int column = (share.begin + step) * kColumns;
           if (phase.gated) {
             copyTile(to, &phase.weight, column, output / 2, done);
@@ -105,15 +97,14 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
           } else {
             copyTile(to, &phase.weight, column, output, done);
           }
-          weightPlace.next();
-          again = again || weightPlace.stage == 0;
+          weightRing.next();
         };
         // The weight of its first tile does not wait for the other blocks.
         const bool taking = share.tile < phase.tiles;
-        const int ahead = taking ? min(share.steps, kStages) : 0;
+        const int ahead = taking ? min(share.steps, C::kStages) : 0;
         for (int i = 0; i < ahead; i++) {
           if (C::kHolds && took && i == ahead * 3 / 4) barrierWait(told + 8 * (p - 1), 0);
-          copyWeight(i, outputOf(share.tile));
+          copyWeight(i, outputOf<C>(share.tile, work.rowTiles));
         }
         took = taking;
         if (p == 0) waitForPrevious();
@@ -122,13 +113,12 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
         fenceGlobalForAsync();
         barrierArrive(entered + 8 * p);
         for (int tile = share.tile; tile < phase.tiles; tile += share.tilesAtOnce) {
-          const int row = rowOf(tile), output = outputOf(tile);
+          const int row = rowOf<C>(tile, work.rowTiles), output = outputOf<C>(tile, work.rowTiles);
           for (int i = 0; i < share.steps; i++) {
             if (tile != share.tile || i >= ahead) copyWeight(i, output);
-            const int stage = xPlace.stage;
-            copyTile(ring + stage * C::kStageBytes + C::kWeightBytes, &phase.x,
-                     (share.begin + i) * kColumns, row, full + 8 * stage);
-            xPlace.next();
+            copyTile(xRing.at() + C::kWeightBytes, &phase.x, (share.begin + i) * kColumns, row,
+                     xRing.full());
+            xRing.next();
           }
         }
       }
@@ -161,53 +151,17 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
     }
   } else {
     waitForPrevious();
-    const int group = warp / 4;
     float sums[C::kSets][1][C::kRows / 2];
-    RingPlace<kStages> place;
-    // Adds the next tile of k to the sums, or starts them with it. Returns its stage.
-    const auto multiply = [&](bool starts) {
-      const int used = place.stage;
-      const uint32_t stage = ring + used * C::kStageBytes;
-      barrierWait(full + 8 * used, place.parity);
-      place.next();
-      productsBegin();
-      const uint64_t a = rowsOf128Bytes(stage + group * 64 * kTileWidth);
-      const uint64_t b = rowsOf128Bytes(stage + C::kWeightBytes);
-#pragma unroll
-      for (int k = 0; k < kTileWidth / 32; k++) {  // 32 bytes on: 2 in a descriptor's address
-        Products<T, C::kRows>::add(sums[k % C::kSets][0], a + 2 * k, b + 2 * k, !starts || k >= C::kSets);
-      }
-      productsCommit();
-      return used;
-    };
-    // The stage may be filled again.
-    const auto release = [&](int stage) {
-      if (threadIdx.x % kWarpgroup == 0) barrierArrive(empty + 8 * stage);
-    };
     for (int p = 0; p < work.count; p++) {
       const Phase& phase = work.phases[p];
       const Share share = shareOf(work, phase);
       if (share.tile >= phase.tiles) continue;
       for (int tile = share.tile; tile < phase.tiles; tile += share.tilesAtOnce) {
-        int last = multiply(true);
-        for (int i = 1; i < share.steps; i++) {
-          const int used = multiply(false);
-          productsWait<1>();
-          release(last);
-          last = used;
-        }
-        productsWait<0>();
-        release(last);
-#pragma unroll
-        for (int set = 0; set < C::kSets; set++) holdRegisters(sums[set][0]);
-#pragma unroll
-        for (int set = 1; set < C::kSets; set++) {
-#pragma unroll
-          for (int j = 0; j < C::kRows / 2; j++) sums[0][0][j] += sums[set][0][j];
-        }
+        sumStages(ring, share.steps, sums);
         barrierWait(entered + 8 * p, 0);
-        const Tile results = {work, phase, share, rowOf(tile), outputOf(tile),
-                              phase.scaled ? scales : nullptr, work.squares[p % 2]};
+        const Tile results = {work, phase, share, rowOf<C>(tile, work.rowTiles),
+                              outputOf<C>(tile, work.rowTiles), phase.scaled ? scales : nullptr,
+                              work.squares[p % 2]};
         const uint32_t summedHere = summed + 8 * p, scaledHere = scaled + 8 * p;
         switch (phase.splitShift) {
           case 0: finish<C, 1>(sums[0], results, handed, summedHere, scaledHere); break;
@@ -234,24 +188,13 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
 
 // ---------------------------------------------------------------- launching
 
-template <class C>
-void prepareKernel() {
-  static const bool ready = [] {
-    check(cudaFuncSetAttribute(hopperChainKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               C::kSharedBytes),
-          "hopperChain");
-    return true;
-  }();
-  static_cast<void>(ready);
-}
-
 // Clusters of so many blocks that the GPU has room for at once: those that wait for each other.
 template <class C>
 int clustersAtOnce(int cluster) {
   static std::array<std::atomic<int>, 9> known{};  // of a machine's GPUs, which are taken to be alike
   if (known.at(cluster) > 0) return known[cluster];
   int count = 0;
-  prepareKernel<C>();
+  allowShared<hopperChainKernel<C>>("hopperChain", C::kSharedBytes);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(cluster);
   config.blockDim = dim3(C::kThreads);
@@ -324,7 +267,6 @@ Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
 
 template <class C>
 void launchChain(const Chain& chain, int rows, int cluster, cudaStream_t stream) {
-  prepareKernel<C>();
   const int blocks = cluster * clustersAtOnce<C>(cluster);
   const Work work = workOf<C>(chain, rows, cluster, blocks);
   launchCluster("hopperChain", hopperChainKernel<C>, dim3(blocks), cluster, chain.together, C::kThreads,

@@ -55,12 +55,6 @@ __device__ __forceinline__ void fenceGlobalForAsync() {
 }
 // ---------------------------------------------------------------- results
 
-// What a block has of a phase.
-struct Share : Sharers {
-  int tile, tilesAtOnce;  // its first, and from one to the next
-  int begin, steps;       // of k
-};
-
 __device__ __forceinline__ Share shareOf(const Work& work, const Phase& phase) {
   Share share;
   const int shift = phase.splitShift;
@@ -74,27 +68,12 @@ __device__ __forceinline__ Share shareOf(const Work& work, const Phase& phase) {
   return share;
 }
 
-// How the threads of a block share its part of a tile: `kColumns` results of each row, of kRows / kSplits
-// rows. A thread has kWidth of a row, and the same columns of every row it comes to.
-template <class C, int kSplits, int kColumns>
-struct Part {
-  static constexpr int kRows = C::kRows / kSplits;
-  static constexpr int kWidth = kRows * kColumns / 8 >= C::kAdders ? 8 : 4;
-  static constexpr int kLanes = kColumns / kWidth;  // that have a row
-  static constexpr int kStep = C::kAdders / kLanes;
-  static constexpr int kRounds = (kRows + kStep - 1) / kStep;
-  static_assert(kLanes <= 32);
-};
-
 template <int N>
-__device__ __forceinline__ void scaleAndBias(float scale, const float* bias, float (&values)[N]) {
+__device__ __forceinline__ void scaleAndBias(float scale, const float* bias, int at,
+                                             float (&values)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) values[i] *= scale;
-  if (!bias) return;
-  float addends[N];
-  loadFloats<N>(bias, addends);
-#pragma unroll
-  for (int i = 0; i < N; i++) values[i] += addends[i];
+  addFloats(bias, at, values);
 }
 
 // A tile's place in the results, and what its sums are to become.
@@ -105,59 +84,73 @@ struct Tile {
   int row, output;
   const float* scales;  // null: as they are
   float* squares;
+  __device__ __forceinline__ float scaleOf(int row) const { return scales ? scales[row] : 1.0f; }
+};
+
+// A thread's share of a block's part of a tile, which is kRows rows of `kColumns` results: in each round
+// kWidth of a row, always of the same columns.
+template <class C, int kSplits, int kColumns>
+struct Part {
+  static constexpr int kRows = C::kRows / kSplits;
+  static constexpr int kWidth = kRows * kColumns / 8 >= C::kAdders ? 8 : 4;
+  static constexpr int kLanes = kColumns / kWidth;  // that have a row
+  static constexpr int kStep = C::kAdders / kLanes;
+  static constexpr int kRounds = (kRows + kStep - 1) / kStep;
+  static_assert(kLanes <= 32);
+  const Tile& tile;
+  const int column, output, first;
+
+  __device__ __forceinline__ Part(const Tile& tile, int firstOutput)
+      : tile(tile),
+        column(threadIdx.x % kLanes * kWidth),
+        output(firstOutput + column),
+        first(threadIdx.x / kLanes) {}
+  __device__ __forceinline__ int inPart(int round) const { return first + round * kStep; }
+  __device__ __forceinline__ int rowOf(int round) const {
+    return tile.row + tile.share.split * kRows + inPart(round);
+  }
+  __device__ __forceinline__ bool there(int round) const {
+    return inPart(round) < kRows && rowOf(round) < tile.work.rows && output < tile.phase.columns;
+  }
 };
 
 template <class C, int kSplits>
 __device__ __forceinline__ void storeGated(const Tile& tile, const float* sums) {
   constexpr int kHalf = C::kOutputs / 2;
   using P = Part<C, kSplits, kHalf>;
+  constexpr int N = P::kWidth;
+  const P part(tile, tile.output / 2);
   const Phase& phase = tile.phase;
-  const int column = threadIdx.x % P::kLanes * P::kWidth, output = tile.output / 2 + column;
-  const int first = threadIdx.x / P::kLanes;
-  if (output >= phase.columns) return;
 #pragma unroll 2
   for (int round = 0; round < P::kRounds; round++) {
-    const int inPart = first + round * P::kStep;
-    const int outRow = tile.row + tile.share.split * P::kRows + inPart;
-    if (inPart >= P::kRows || outRow >= tile.work.rows) break;
-    float gate[P::kWidth], up[P::kWidth];
-    loadSums<C>(sums, kSplits, inPart, column, gate);
-    loadSums<C>(sums, kSplits, inPart, kHalf + column, up);
-    const float scale = tile.scales ? tile.scales[outRow] : 1.0f;
-    scaleAndBias(scale, phase.bias ? phase.bias + output : nullptr, gate);
-    scaleAndBias(scale, phase.bias ? phase.bias + phase.columns + output : nullptr, up);
+    if (!part.there(round)) break;
+    const int row = part.rowOf(round);
+    float gate[N], up[N];
+    loadSums<C>(sums, kSplits, part.inPart(round), part.column, gate);
+    loadSums<C>(sums, kSplits, part.inPart(round), kHalf + part.column, up);
+    const float scale = tile.scaleOf(row);
+    scaleAndBias(scale, phase.bias, part.output, gate);
+    scaleAndBias(scale, phase.bias, phase.columns + part.output, up);
 #pragma unroll
-    for (int i = 0; i < P::kWidth; i++) gate[i] = silu<T>(gate[i]) * up[i];
-    storeRaw<T, P::kWidth>(phase.out + outRow * phase.outStride + output, pack<T, P::kWidth>(gate));
+    for (int i = 0; i < N; i++) gate[i] = silu<T>(gate[i]) * up[i];
+    storeRaw<T, N>(phase.out + row * phase.outStride + part.output, pack<T, N>(gate));
   }
 }
 
 // Results that are not gated, with what is added to them and multiplied with them.
 template <class C, int kSplits>
-struct Plain {
+struct Plain : Part<C, kSplits, C::kOutputs> {
   using P = Part<C, kSplits, C::kOutputs>;
+  using P::column, P::inPart, P::output, P::rowOf, P::there, P::tile;
   static constexpr int N = P::kWidth;
-  const Tile& tile;
-  const int column, output, first;
   Raw<T, N> residual{};  // of the next round
   float weight[N];
 
-  __device__ __forceinline__ explicit Plain(const Tile& tile)
-      : tile(tile),
-        column(threadIdx.x % P::kLanes * N),
-        output(tile.output + column),
-        first(threadIdx.x / P::kLanes) {
+  __device__ __forceinline__ explicit Plain(const Tile& tile) : P(tile, tile.output) {
     if (tile.phase.normed && output < tile.phase.columns) {
       loadFloats<N>(tile.phase.normWeight + output, weight);
     }
     loadResidual(0);
-  }
-  __device__ __forceinline__ int rowOf(int round) const {
-    return tile.row + tile.share.split * P::kRows + first + round * P::kStep;
-  }
-  __device__ __forceinline__ bool there(int round) const {
-    return first + round * P::kStep < P::kRows && rowOf(round) < tile.work.rows &&
-           output < tile.phase.columns;
   }
   // Past this SM's first cache: other blocks may have written them since the kernel began.
   __device__ __forceinline__ void loadResidual(int round) {
@@ -178,9 +171,8 @@ struct Plain {
       float squares = 0.0f;
       if (there(round)) {
         float values[N], more[N];
-        loadSums<C>(sums, kSplits, first + round * P::kStep, column, values);
-        scaleAndBias(tile.scales ? tile.scales[outRow] : 1.0f,
-                     phase.bias ? phase.bias + output : nullptr, values);
+        loadSums<C>(sums, kSplits, inPart(round), column, values);
+        scaleAndBias(tile.scaleOf(outRow), phase.bias, output, values);
         unpack<T, N>(current, more);  // zeros without a residual
 #pragma unroll
         for (int i = 0; i < N; i++) values[i] += more[i];

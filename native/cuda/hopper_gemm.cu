@@ -16,7 +16,6 @@ using namespace hopper;
 
 namespace {
 
-constexpr int kWidth = kTileWidth;  // of k in a tile
 // 128 threads with the first and 256 with the second have no more than 384 with 168.
 constexpr int kCopierRegisters = 40, kAdderRegisters = 232;
 
@@ -36,22 +35,24 @@ struct Config {
   static constexpr int kWarpgroups = kWarpgroups_;
   static constexpr int kBlocks = kBlocks_;           // of 64 outputs, for each warpgroup
   static constexpr int kOutputs = 64 * kWarpgroups * kBlocks;
-  static constexpr int kColumns = kWidth / sizeof(T);
+  static constexpr int kColumns = kTileWidth / sizeof(T);
   // The tensor cores add products of e4m3 with some 14 bits (DeepSeek-AI 2024, arXiv 2412.19437, section
   // 3.3.2), so sums over kChain tiles are added to each other in float32.
   static constexpr bool kPromotes = sizeof(T) == 1;
+  static constexpr int kSets = 1;
   static constexpr int kSums = sumsOf<T>(kRows, kBlocks);
-  static constexpr int kWeightBytes = kOutputs * kWidth;
-  static constexpr int kStageBytes = kWeightBytes + kRows * kWidth;
+  static constexpr int kWeightBytes = kOutputs * kTileWidth;
+  static constexpr int kStageBytes = kWeightBytes + kRows * kTileWidth;
   static constexpr int kKeptRows = std::min(kRows, 64 / kBlocks);
-  static constexpr int kSpareBytes = kKeptRows * kOutputs * 4 + kRingBarrierBytes + 1024;  // alignment
+  static constexpr int kSpareBytes =
+      kKeptRows * kOutputs * 4 + kRingBarrierBytes + kSummedBytes + 1024;  // alignment
   static constexpr int stages(int blocksOfSm) {
     return std::min(16, (kSharedOfSm / blocksOfSm - kSharedOfBlock - kSpareBytes) / kStageBytes);
   }
   static constexpr int kBlocksOfSm = kSums <= 64 && stages(2) >= 3 ? 2 : 1;
   static constexpr int kStages = stages(kBlocksOfSm);
   static constexpr int kSharedBytes = kStages * kStageBytes + kSpareBytes;
-  static_assert(kStages >= 3 && 16 * kStages <= 256);
+  static_assert(kStages >= 3);
   // Blocks that share a sum over k add it up through the ring, where it has room.
   static constexpr bool kSplits = kRows * kOutputs * 4 <= kStages * kStageBytes;
   // Where a thread of two has many sums, a third warpgroup, of which one warp copies, gives its
@@ -70,148 +71,62 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
     hopperGemmKernel(const __grid_constant__ CUtensorMap weights,
                      const __grid_constant__ CUtensorMap activations, Work work, Results results) {
 #if defined(MILLRACE_HOPPER)
-  using T = typename C::T;
-  constexpr int kRows = C::kRows, kStages = C::kStages;
-  extern __shared__ uint8_t raw[];
-  uint8_t* const shared = raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
-  const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const uint32_t full = ring + kStages * C::kStageBytes, empty = full + 8 * kStages;
-  const uint32_t summed = full + kRingBarrierBytes - 16;
-  float* const kept = reinterpret_cast<float*>(shared + kStages * C::kStageBytes + kRingBarrierBytes);
+  uint8_t* const shared = alignedShared();
+  Ring<C> ring(shared);
+  const uint32_t summed = ring.behind();
+  float* const kept = reinterpret_cast<float*>(shared + Ring<C>::kBytes + kSummedBytes);
+  const Share share = shareOf(work, work.steps);
+  startRing(ring, C::kWarpgroups, summed, work.splits);
 
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int split = blockIdx.x % work.splits;
-  const int firstTile = blockIdx.x / work.splits, tilesAtOnce = gridDim.x / work.splits;
-  const int begin = work.steps * split / work.splits;
-  const int count = work.steps * (split + 1) / work.splits - begin;
-  const auto rowOf = [&](int tile) { return tile % work.rowTiles * kRows; };
-  const auto outputOf = [&](int tile) { return tile / work.rowTiles * C::kOutputs; };
-
-  startRing<kStages>(full, empty, C::kWarpgroups, summed, C::kRows * C::kOutputs * 4, work.splits);
-
-  if (warp >= 4 * C::kWarpgroups) {
+  if (threadIdx.x >= kWarpgroup * C::kWarpgroups) {
     if constexpr (C::kTrades) giveRegisters<kCopierRegisters>();
-    if (warp == 4 * C::kWarpgroups) {
-      const auto copyWeight = [&](int stage, int step, int output) {
-        barrierExpect(full + 8 * stage, C::kStageBytes);
-        copyTile(ring + stage * C::kStageBytes, &weights, (begin + step) * C::kColumns, output,
-                 full + 8 * stage);
+    if (threadIdx.x == kWarpgroup * C::kWarpgroups) {
+      prefetchMap(&weights);
+      prefetchMap(&activations);
+      const auto copyWeight = [&](const Ring<C>& to, int step, int output) {
+        to.expect(C::kStageBytes);
+        copyTile(to.at(), &weights, step * C::kColumns, output, to.full());
       };
-      int ahead = work.early ? min(count, kStages) : 0;
-      if (lane == 0) {
-        prefetchMap(&weights);
-        prefetchMap(&activations);
-        const int output = outputOf(firstTile);
-        for (int i = 0; i < ahead; i++) copyWeight(i, i, output);
-      }
-      waitForPrevious();
-      if (lane == 0) {
-        RingPlace<kStages> place;
-        bool again = false;  // whether this stage has been in use
-        for (int tile = firstTile; tile < work.tiles; tile += tilesAtOnce) {
-          const int row = rowOf(tile), output = outputOf(tile);
-          for (int i = 0; i < count; i++) {
-            const int stage = place.stage;
-            if (again) barrierWait(empty + 8 * stage, place.parity ^ 1);
-            if (ahead > 0) {
-              ahead--;
-            } else {
-              copyWeight(stage, i, output);
-            }
-            copyTile(ring + stage * C::kStageBytes + C::kWeightBytes, &activations,
-                     (begin + i) * C::kColumns, row, full + 8 * stage);
-            place.next();
-            again = again || place.stage == 0;
-          }
-        }
-      }
-      __syncwarp();
+      const auto copyX = [&](const Ring<C>& to, int step, int row) {
+        copyTile(to.at() + C::kWeightBytes, &activations, step * C::kColumns, row, to.full());
+      };
+      fillRing(ring, work, share, work.early, copyWeight, copyX);
     }
+    __syncwarp();
     if (work.splits > 1) clusterMeet();
   } else {
     if constexpr (C::kTrades) takeRegisters<kAdderRegisters>();
     waitForPrevious();
-    const int group = warp / 4;
-    using Sums = float[C::kBlocks][kRows / 2];
-    Sums sums;
-    RingPlace<kStages> place;
-    // Adds the next tile of k to the sums, or starts them with it. Returns its stage.
-    const auto multiply = [&](Sums& to, bool starts) {
-      const int used = place.stage;
-      const uint32_t stage = ring + used * C::kStageBytes;
-      barrierWait(full + 8 * used, place.parity);
-      place.next();
-      productsBegin();
-#pragma unroll
-      for (int block = 0; block < C::kBlocks; block++) {
-        const uint64_t a = rowsOf128Bytes(stage + (group * C::kBlocks + block) * 64 * kWidth);
-        const uint64_t b = rowsOf128Bytes(stage + C::kWeightBytes);
-#pragma unroll
-        for (int k = 0; k < kWidth / 32; k++) {  // 32 bytes on: 2 in a descriptor's address
-          Products<T, kRows>::add(to[block], a + 2 * k, b + 2 * k, !starts || k > 0);
-        }
-      }
-      productsCommit();
-      return used;
-    };
-    // The stage may be filled again.
-    const auto release = [&](int stage) {
-      if (threadIdx.x % kWarpgroup == 0) barrierArrive(empty + 8 * stage);
-    };
-    for (int tile = firstTile; tile < work.tiles; tile += tilesAtOnce) {
+    float sums[1][C::kBlocks][C::kRows / 2];
+    for (int tile = share.tile; tile < work.tiles; tile += share.tilesAtOnce) {
       if constexpr (C::kPromotes) {
         // Chains end in the round of the loop they began in: of sums that are under way from one
-        // round to the next the compiler loses track, and waits for each product (ptxas C7514).
-        Sums chain;
+        // round to the next the compiler loses track, and waits for each product (ptxas C7514). Their
+        // length is a constant, so that their loop is unrolled.
+        float chain[1][C::kBlocks][C::kRows / 2];
 #pragma unroll
         for (int block = 0; block < C::kBlocks; block++) {
 #pragma unroll
-          for (int j = 0; j < kRows / 2; j++) sums[block][j] = 0.0f;
+          for (int j = 0; j < C::kRows / 2; j++) sums[0][block][j] = 0.0f;
         }
-        const auto addChain = [&](int last) {
-          productsWait<0>();
-          release(last);
+        const auto addChain = [&](int steps) {
+          sumStages(ring, steps, chain);
 #pragma unroll
           for (int block = 0; block < C::kBlocks; block++) {
-            holdRegisters(chain[block]);
 #pragma unroll
-            for (int j = 0; j < kRows / 2; j++) sums[block][j] += chain[block][j];
+            for (int j = 0; j < C::kRows / 2; j++) sums[0][block][j] += chain[0][block][j];
           }
         };
         int i = 0;
-        for (; i + kChain <= count; i += kChain) {
-          int last = multiply(chain, true);
-#pragma unroll
-          for (int j = 1; j < kChain; j++) {
-            const int used = multiply(chain, false);
-            productsWait<1>();
-            release(last);
-            last = used;
-          }
-          addChain(last);
-        }
-        for (; i < count; i++) addChain(multiply(chain, true));
+        for (; i + kChain <= share.steps; i += kChain) addChain(kChain);
+        for (; i < share.steps; i++) addChain(1);
       } else {
-        int last = multiply(sums, true);
-        for (int i = 1; i < count; i++) {
-          const int used = multiply(sums, false);
-          productsWait<1>();
-          release(last);
-          last = used;
-        }
-        productsWait<0>();
-        release(last);
+        sumStages(ring, share.steps, sums);
       }
-#pragma unroll
-      for (int block = 0; block < C::kBlocks; block++) holdRegisters(sums[block]);
-      if (work.splits == 1) {
-        storeSums<C>(sums, kept, work, results, rowOf(tile), outputOf(tile));
-      }
+      if (work.splits == 1) storeSums<C>(sums[0], kept, work, results, tile);
     }
     if constexpr (C::kSplits) {
-      if (work.splits > 1) {
-        storeSharedSums<C>(sums, shared, summed, work, results, split, rowOf(firstTile), outputOf(firstTile));
-      }
+      if (work.splits > 1) storeSharedSums<C>(sums[0], shared, summed, work, results, share);
     }
   }
 #endif
@@ -227,13 +142,7 @@ void launchTiles(const Product& product, const ProductCall& call, const HopperTi
   constexpr CUtensorMapDataType type = kSize == 1                   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
                                        : std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                                    : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  static const bool ready = [] {
-    check(cudaFuncSetAttribute(hopperGemmKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               C::kSharedBytes),
-          "hopperGemm");
-    return true;
-  }();
-  static_cast<void>(ready);
+  allowShared<hopperGemmKernel<C>>("hopperGemm", C::kSharedBytes);
   const CUtensorMap weights =
       tileMap(type, kSize, call.weight, product.k, product.n, product.k, C::kOutputs);
   const CUtensorMap x = tileMap(type, kSize, call.x, product.k, rows, product.xStride, C::kRows);
@@ -303,7 +212,7 @@ std::vector<HopperTiles> hopperTiles(const Product& product, int rows) {
                        product.xStride * size % 16 == 0 && product.residualStride % 8 == 0 &&
                        product.outStride % 8 == 0;
   if (product.elem == Elem::F32 || !aligned || rows > kHopperMaxRows) return list;
-  const int steps = static_cast<int>(divideUp(product.k * size, kWidth));
+  const int steps = static_cast<int>(divideUp(product.k * size, kTileWidth));
   for (int tile : {16, 32, 64, 128, 192, 256}) {
     if (tile < 128 && tile * 4 < rows) continue;
     for (int outputs : {64, 128, 256}) {

@@ -35,7 +35,8 @@ struct Config {
   static constexpr int kStageBytes =
       (kScalesAt + kPanels * kGroupsOfPanel / kPanelsOfGroup * kScaleBytes + 1023) / 1024 * 1024;
   static constexpr int kKeptRows = 16;
-  static constexpr int kSpareBytes = kKeptRows * kOutputs * 4 + kRingBarrierBytes + 1024;  // alignment
+  static constexpr int kSpareBytes =
+      kKeptRows * kOutputs * 4 + kRingBarrierBytes + kSummedBytes + 1024;  // alignment
   // Panels whose codes are in registers. With offsets there is room for one, and the second of a group
   // waits for the products of the first.
   static constexpr int kUnpacked = kOffsets ? 1 : kPanelsOfGroup;
@@ -62,66 +63,41 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
     hopperInt4Kernel(const __grid_constant__ CUtensorMap activations, Work work, Results results) {
 #if defined(MILLRACE_HOPPER)
   using T = typename C::T;
-  constexpr int kRows = C::kRows, kStages = C::kStages, kWarps = 4;
-  extern __shared__ uint8_t raw[];
-  uint8_t* const shared = raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
-  const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const uint32_t full = ring + kStages * C::kStageBytes, empty = full + 8 * kStages;
-  const uint32_t summed = full + kRingBarrierBytes - 16;
-  float* const kept = reinterpret_cast<float*>(shared + kStages * C::kStageBytes + kRingBarrierBytes);
-
+  constexpr int kRows = C::kRows, kWarps = 4;
+  uint8_t* const shared = alignedShared();
+  Ring<C> ring(shared);
+  const uint32_t summed = ring.behind();
+  float* const kept = reinterpret_cast<float*>(shared + Ring<C>::kBytes + kSummedBytes);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int split = blockIdx.x % work.splits;
-  const int firstTile = blockIdx.x / work.splits, tilesAtOnce = gridDim.x / work.splits;
-  const int stages = (work.panels + C::kPanels - 1) / C::kPanels;
-  const int begin = stages * split / work.splits, end = stages * (split + 1) / work.splits;
-  const auto panelsOf = [&](int number) { return min(C::kPanels, work.panels - number * C::kPanels); };
-  const auto rowOf = [&](int tile) { return tile % work.rowTiles * kRows; };
-  const auto blockOf = [&](int tile) { return tile / work.rowTiles; };  // of 64 outputs
-
-  startRing<kStages>(full, empty, kWarps, summed, C::kRows * C::kOutputs * 4, work.splits);
+  const Share share = shareOf(work, (work.panels + C::kPanels - 1) / C::kPanels);
+  const int end = share.begin + share.steps;
+  const auto panelsOf = [&](int step) { return min(C::kPanels, work.panels - step * C::kPanels); };
+  startRing(ring, kWarps, summed, work.splits);
 
   if (warp == kWarps) {
-    const auto copyWeight = [&](int stage, int block, int number) {
-      const uint32_t barrier = full + 8 * stage, target = ring + stage * C::kStageBytes;
-      const int first = number * C::kPanels, panels = panelsOf(number);
-      const int firstGroup = first * C::kGroupsOfPanel / C::kPanelsOfGroup;
-      const uint32_t scales =
-          (panels * C::kGroupsOfPanel + C::kPanelsOfGroup - 1) / C::kPanelsOfGroup * C::kScaleBytes;
-      barrierExpect(barrier, C::kPanels * C::kXBytes + panels * kInt4BlockBytes + scales);
-      copyBytes(target + C::kCodesAt,
-                work.codes + (int64_t(block) * work.panels + first) * kInt4BlockBytes,
-                panels * kInt4BlockBytes, barrier);
-      copyBytes(target + C::kScalesAt,
-                work.scales + (int64_t(block) * work.groups + firstGroup) * C::kScaleBytes, scales,
-                barrier);
-    };
-    int ahead = min(end - begin, kStages);
     if (lane == 0) {
       prefetchMap(&activations);
-      for (int i = 0; i < ahead; i++) copyWeight(i, blockOf(firstTile), begin + i);
-    }
-    waitForPrevious();
-    if (lane == 0) {
-      RingPlace<kStages> place;
-      bool again = false;  // whether this stage has been in use
-      for (int tile = firstTile; tile < work.tiles; tile += tilesAtOnce) {
-        const int row = rowOf(tile), block = blockOf(tile);
-        for (int number = begin; number < end; number++) {
-          const int stage = place.stage;
-          if (again) barrierWait(empty + 8 * stage, place.parity ^ 1);
-          if (ahead > 0) ahead--;
-          else copyWeight(stage, block, number);
-          // Beyond k there are zeros.
+      const auto copyWeight = [&](const Ring<C>& to, int step, int output) {
+        const int64_t block = output / C::kOutputs;
+        const int first = step * C::kPanels, panels = panelsOf(step);
+        const int firstGroup = first * C::kGroupsOfPanel / C::kPanelsOfGroup;
+        const uint32_t scales =
+            (panels * C::kGroupsOfPanel + C::kPanelsOfGroup - 1) / C::kPanelsOfGroup * C::kScaleBytes;
+        to.expect(C::kPanels * C::kXBytes + panels * kInt4BlockBytes + scales);
+        copyBytes(to.at() + C::kCodesAt, work.codes + (block * work.panels + first) * kInt4BlockBytes,
+                  panels * kInt4BlockBytes, to.full());
+        copyBytes(to.at() + C::kScalesAt,
+                  work.scales + (block * work.groups + firstGroup) * C::kScaleBytes, scales, to.full());
+      };
+      const auto copyX = [&](const Ring<C>& to, int step, int row) {
+        // Beyond k there are zeros.
 #pragma unroll
-          for (int panel = 0; panel < C::kPanels; panel++) {
-            copyTile(ring + stage * C::kStageBytes + panel * C::kXBytes, &activations,
-                     (number * C::kPanels + panel) * kInt4Columns, row, full + 8 * stage);
-          }
-          place.next();
-          again = again || place.stage == 0;
+        for (int panel = 0; panel < C::kPanels; panel++) {
+          copyTile(to.at() + panel * C::kXBytes, &activations,
+                   (step * C::kPanels + panel) * kInt4Columns, row, to.full());
         }
-      }
+      };
+      fillRing(ring, work, share, true, copyWeight, copyX);
     }
     __syncwarp();
     if (work.splits > 1) clusterMeet();
@@ -131,17 +107,12 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
     float chain[kRows / 2];                         // of a group
     float ofX[C::kOffsets ? kRows / 2 : 1] = {};    // of a group, the same in all rows
     uint32_t codes[C::kUnpacked][4][4];
-    RingPlace<kStages> place;
-    const auto stageAt = [&](int stage) { return ring + stage * C::kStageBytes; };
-    const auto release = [&](int stage) {
-      if (lane == 0) barrierArrive(empty + 8 * stage);
-    };
     // The warp's 16 outputs of a panel: a lane's part of four products.
     const auto unpackCodes = [&](int stage, int panel, uint32_t (&to)[4][4]) {
       uint32_t w[4];
       asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
                    : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                   : "r"(stageAt(stage) + C::kCodesAt + panel * kInt4BlockBytes + warp * 512 + lane * 16)
+                   : "r"(ring.at(stage) + C::kCodesAt + panel * kInt4BlockBytes + warp * 512 + lane * 16)
                    : "memory");
 #pragma unroll
       for (int k = 0; k < 4; k++) codesOf<T>(w[k], to[k]);
@@ -150,7 +121,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
     // Products of 16 columns first .. last of a panel.
     const auto multiply = [&](int stage, int panel, const uint32_t (&a)[4][4], int first, int last,
                               bool more) {
-      const uint64_t b = rowsOf128Bytes(stageAt(stage) + panel * C::kXBytes);
+      const uint64_t b = rowsOf128Bytes(ring.at(stage) + panel * C::kXBytes);
 #pragma unroll
       for (int k = first; k < last; k++) {  // 32 bytes on: 2 in a descriptor's address
         FragmentProducts<T, kRows, false>::add(chain, a[k], b + 2 * k, more || k > first);
@@ -189,13 +160,13 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
         if constexpr (C::kOffsets) sums[0][j] += of.offset[j / 2 % 2] * ofX[j];
       }
     };
-    for (int tile = firstTile; tile < work.tiles; tile += tilesAtOnce) {
+    for (int tile = share.tile; tile < work.tiles; tile += share.tilesAtOnce) {
 #pragma unroll
       for (int j = 0; j < kRows / 2; j++) sums[0][j] = 0.0f;
-      for (int number = begin; number < end; number++) {
-        const int stage = place.stage, panels = panelsOf(number);
-        barrierWait(full + 8 * stage, place.parity);
-        place.next();
+      for (int step = share.begin; step < end; step++) {
+        const int stage = ring.stage, panels = panelsOf(step);
+        ring.waitFull();
+        ring.next();
         for (int panel = 0; panel < panels; panel += C::kPanelsOfGroup) {
           unpackCodes(stage, panel, codes[0]);
           if constexpr (C::kGroupsOfPanel == 1) {
@@ -220,16 +191,11 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
             }
           }
         }
-        release(stage);
+        if (lane == 0) ring.release(stage);
       }
-      if (work.splits == 1) {
-        storeSums<C>(sums, kept, work, results, rowOf(tile), blockOf(tile) * C::kOutputs);
-      }
+      if (work.splits == 1) storeSums<C>(sums, kept, work, results, tile);
     }
-    if (work.splits > 1) {
-      storeSharedSums<C>(sums, shared, summed, work, results, split, rowOf(firstTile),
-                   blockOf(firstTile) * C::kOutputs);
-    }
+    if (work.splits > 1) storeSharedSums<C>(sums, shared, summed, work, results, share);
   }
 #endif
 }
@@ -237,13 +203,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
 template <class C>
 void launchTiles(Elem elem, const Int4Linear& step, Matrix x, int rows, cudaStream_t stream) {
   using T = typename C::T;
-  static const bool ready = [] {
-    check(cudaFuncSetAttribute(hopperInt4Kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               C::kSharedBytes),
-          "hopperInt4");
-    return true;
-  }();
-  static_cast<void>(ready);
+  allowShared<hopperInt4Kernel<C>>("hopperInt4", C::kSharedBytes);
   const Int4Weight& weight = step.weight;
   constexpr CUtensorMapDataType type =
       std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;

@@ -1,24 +1,60 @@
-// What products by wgmma with outputs as rows of its tile have in common: the ring, and the way of the
-// sums to where they go. C, a kernel's configuration, has kRows (of x), kWarpgroups, kBlocks (of 64
-// outputs, for each warpgroup), kOutputs (of all of them), and for storeSums kKeptRows (rows that are
-// turned around at a time, a multiple of eight).
+// What products by wgmma with outputs as rows of its tile have in common: the ring, its products, and
+// the way of the sums to where they go. C, a kernel's configuration, has kRows (of x), kWarpgroups,
+// kBlocks (of 64 outputs, for each warpgroup), kOutputs (of all of them), and of the ring kStages and
+// kStageBytes; for sumStages T, kWeightBytes and kSets; for storeSums kKeptRows (rows that are turned
+// around at a time, a multiple of eight).
 #pragma once
 #include "elements.h"
 #include "hopper.cuh"
+#include "launch.h"
 
 namespace millrace::cuda::hopper {
 
 constexpr int kWarpgroup = 128;
 // Bytes of shared memory of an SM, and what of it the system takes for each block.
 constexpr int kSharedOfSm = 228 * 1024, kSharedOfBlock = 1024;
-// For the barriers of a ring of up to 16 stages, and the one for other blocks' sums behind them.
-constexpr int kRingBarrierBytes = 256 + 16;
+// For the barriers of a ring of up to 16 stages; for the one for other blocks' sums, behind them.
+constexpr int kRingBarrierBytes = 256, kSummedBytes = 16;
 
 struct Tiles {
   int n, rows;
   int rowTiles, tiles;
   int splits;  // blocks that share a sum over k, a cluster
 };
+
+// The first row of x and the first output of a tile.
+template <class C>
+__device__ __forceinline__ int rowOf(int tile, int rowTiles) {
+  return tile % rowTiles * C::kRows;
+}
+template <class C>
+__device__ __forceinline__ int outputOf(int tile, int rowTiles) {
+  return tile / rowTiles * C::kOutputs;
+}
+
+// Blocks next to each other in a cluster that share a sum over k.
+struct Sharers {
+  int splits, split;  // how many, and which of them this is
+  int firstBlock;     // in the cluster
+};
+
+// What a block has of a product.
+struct Share : Sharers {
+  int tile, tilesAtOnce;  // its first, and from one to the next
+  int begin, steps;       // of k
+};
+
+__device__ __forceinline__ Share shareOf(const Tiles& work, int steps) {
+  Share share;
+  share.splits = work.splits;
+  share.split = blockIdx.x % work.splits;
+  share.firstBlock = 0;
+  share.tile = blockIdx.x / work.splits;
+  share.tilesAtOnce = gridDim.x / work.splits;
+  share.begin = steps * share.split / work.splits;
+  share.steps = steps * (share.split + 1) / work.splits - share.begin;
+  return share;
+}
 
 struct Results {
   const float *weightScales, *xScales, *bias;
@@ -27,6 +63,16 @@ struct Results {
   int64_t residualStride, outStride;
   Elem elem;
 };
+
+// N of the floats, if there are any.
+template <int N>
+__device__ __forceinline__ void addFloats(const float* from, int at, float (&values)[N]) {
+  if (!from) return;
+  float more[N];
+  loadFloats<N>(from + at, more);
+#pragma unroll
+  for (int i = 0; i < N; i++) values[i] += more[i];
+}
 
 __device__ __forceinline__ void add8(Elem elem, const void* from, int64_t at, float (&values)[8]) {
   float more[8];
@@ -62,48 +108,158 @@ __device__ __forceinline__ void finish(const Results& results, int64_t row, int 
 #pragma unroll
     for (int i = 0; i < 8; i++) values[i] *= scale * scales[i];
   }
-  if (results.bias) {
-    float bias[8];
-    loadFloats<8>(results.bias + output, bias);
-#pragma unroll
-    for (int i = 0; i < 8; i++) values[i] += bias[i];
-  }
+  addFloats(results.bias, output, values);
   if (results.residual) {
     add8(results.elem, results.residual, row * results.residualStride + output, values);
   }
   store8(results.elem, results.out, row * results.outStride + output, values);
 }
 
-// The place in the ring, and whether it comes around for the odd time.
-template <int kStages>
-struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
+// Dynamic shared memory from where swizzled tiles may lie; kernels ask for 1024 bytes more than these.
+__device__ __forceinline__ uint8_t* alignedShared() {
+  extern __shared__ uint8_t raw[];
+  return raw + (-static_cast<uint32_t>(__cvta_generic_to_shared(raw)) & 1023);
+}
+
+// Stages in shared memory that one thread fills and others empty, with their barriers behind them. The
+// place is that of the thread whose copy of this it is.
+template <class C>
+struct Ring {
+  static constexpr int kStages = C::kStages;
+  static constexpr int kBytes = kStages * C::kStageBytes + kRingBarrierBytes;
+  static_assert(16 * kStages <= kRingBarrierBytes);
+  uint32_t stages;
+  int stage = 0;        // the place
+  uint32_t parity = 0;  // whether it comes around for the odd time
+  bool again = false;   // whether it comes around at all
+
+  __device__ __forceinline__ explicit Ring(const uint8_t* shared)
+      : stages(static_cast<uint32_t>(__cvta_generic_to_shared(shared))) {}
+
+  // By one thread. A stage may be filled again once `emptiers` have released it.
+  __device__ __forceinline__ void init(int emptiers) const {
+    for (int i = 0; i < kStages; i++) {
+      barrierInit(full(i), 1);
+      barrierInit(empty(i), emptiers);
+    }
+  }
+  __device__ __forceinline__ uint32_t at(int stage) const { return stages + stage * C::kStageBytes; }
+  __device__ __forceinline__ uint32_t full(int stage) const {
+    return stages + kStages * C::kStageBytes + 16 * stage;
+  }
+  __device__ __forceinline__ uint32_t empty(int stage) const { return full(stage) + 8; }
+  __device__ __forceinline__ uint32_t behind() const { return stages + kBytes; }
+  // Of its place:
+  __device__ __forceinline__ uint32_t at() const { return at(stage); }
+  __device__ __forceinline__ uint32_t full() const { return full(stage); }
+  __device__ __forceinline__ void waitEmpty() const {
+    if (again) barrierWait(empty(stage), parity ^ 1);
+  }
+  __device__ __forceinline__ void waitFull() const { barrierWait(full(), parity); }
+  // The stage is full when so many bytes have come.
+  __device__ __forceinline__ void expect(uint32_t bytes) const { barrierExpect(full(), bytes); }
   __device__ __forceinline__ void next() {
     if (++stage < kStages) return;
     stage = 0;
     parity ^= 1;
+    again = true;
   }
+  // A stage may be filled again, as far as it is up to this thread.
+  __device__ __forceinline__ void release(int stage) const { barrierArrive(empty(stage)); }
 };
 
-// The barriers of a ring that one thread fills, at 8 bytes each, and the start of all blocks that share a
-// sum: none is written to before. `summed` is for `sumBytes` that these send each other.
-template <int kStages>
-__device__ __forceinline__ void startRing(uint32_t full, uint32_t empty, int emptiers, uint32_t summed,
-                                          int sumBytes, int splits) {
+// The start of all blocks that share a sum: none is written to before. `summed` is for the sums that
+// these send each other.
+template <class C>
+__device__ __forceinline__ void startRing(const Ring<C>& ring, int emptiers, uint32_t summed,
+                                          int splits) {
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; i++) {
-      barrierInit(full + 8 * i, 1);
-      barrierInit(empty + 8 * i, emptiers);
-    }
+    ring.init(emptiers);
     barrierInit(summed, 1);
-    barrierExpect(summed, sumBytes);
+    barrierExpect(summed, C::kRows * C::kOutputs * 4);
     barrierInitFence();
   }
   if (splits > 1) {
     clusterMeet();
   } else {
     __syncthreads();
+  }
+}
+
+// By one thread: the weight and x of this block's tiles go to the ring, a step of k to each stage.
+// copyWeight(ring, step, output) expects the bytes of both. `early`: the weight was there before the
+// previous kernel.
+template <class C, class CopyWeight, class CopyX>
+__device__ __forceinline__ void fillRing(Ring<C> ring, const Tiles& work, const Share& share, bool early,
+                                         const CopyWeight& copyWeight, const CopyX& copyX) {
+  const int end = share.begin + share.steps;
+  int ahead = early ? min(share.steps, C::kStages) : 0;
+  const int firstOutput = outputOf<C>(share.tile, work.rowTiles);
+  for (Ring<C> to = ring; to.stage < ahead; to.stage++) {
+    copyWeight(to, share.begin + to.stage, firstOutput);
+  }
+  waitForPrevious();
+  for (int tile = share.tile; tile < work.tiles; tile += share.tilesAtOnce) {
+    const int row = rowOf<C>(tile, work.rowTiles), output = outputOf<C>(tile, work.rowTiles);
+    for (int step = share.begin; step < end; step++, ring.next()) {
+      ring.waitEmpty();
+      if (ahead > 0) {
+        ahead--;
+      } else {
+        copyWeight(ring, step, output);
+      }
+      copyX(ring, step, row);
+    }
+  }
+}
+
+// Sums the products of the next `count` stages, where x lies behind the weight. Those of 32 bytes of k
+// go to kSets sums in turn, and in the end the first of these has all.
+template <class C>
+__device__ __forceinline__ void sumStages(Ring<C>& ring, int count,
+                                          float (&sums)[C::kSets][C::kBlocks][C::kRows / 2]) {
+  const int group = threadIdx.x / kWarpgroup;
+  // Returns the stage.
+  const auto multiply = [&](bool starts) {
+    const int used = ring.stage;
+    const uint32_t stage = ring.at();
+    ring.waitFull();
+    ring.next();
+    productsBegin();
+#pragma unroll
+    for (int block = 0; block < C::kBlocks; block++) {
+      const uint64_t a = rowsOf128Bytes(stage + (group * C::kBlocks + block) * 64 * kTileWidth);
+      const uint64_t b = rowsOf128Bytes(stage + C::kWeightBytes);
+#pragma unroll
+      for (int k = 0; k < kTileWidth / 32; k++) {  // 32 bytes on: 2 in a descriptor's address
+        Products<typename C::T, C::kRows>::add(sums[k % C::kSets][block], a + 2 * k, b + 2 * k,
+                                               !starts || k >= C::kSets);
+      }
+    }
+    productsCommit();
+    return used;
+  };
+  const auto release = [&](int stage) {
+    if (threadIdx.x % kWarpgroup == 0) ring.release(stage);
+  };
+  int last = multiply(true);
+  for (int i = 1; i < count; i++) {
+    const int used = multiply(false);
+    productsWait<1>();
+    release(last);
+    last = used;
+  }
+  productsWait<0>();
+  release(last);
+#pragma unroll
+  for (int set = 0; set < C::kSets; set++) {
+#pragma unroll
+    for (int block = 0; block < C::kBlocks; block++) {
+      holdRegisters(sums[set][block]);
+      if (set == 0) continue;
+#pragma unroll
+      for (int j = 0; j < C::kRows / 2; j++) sums[0][block][j] += sums[set][block][j];
+    }
   }
 }
 
@@ -158,12 +314,6 @@ __device__ __forceinline__ void keepSums(const float (&sums)[C::kBlocks][C::kRow
   }
 }
 
-// Blocks next to each other in a cluster that share a sum over k.
-struct Sharers {
-  int splits, split;  // how many, and which of them this is
-  int firstBlock;     // in the cluster
-};
-
 // Each finishes a part of the rows, for which all send it their sums; `summed` counts them. They lie one
 // block's behind the other's, in the order of blocks: results do not depend on who came when.
 template <class C>
@@ -210,25 +360,33 @@ __device__ __forceinline__ void loadSums(const float* from, int splits, int row,
   }
 }
 
+// The results of `count` rows whose sums lie at `from`.
+template <class C>
+__device__ __forceinline__ void finishSums(const float* from, int splits, int count, const Tiles& work,
+                                           const Results& results, int firstRow, int firstOutput) {
+  constexpr int kThreads = kWarpgroup * C::kWarpgroups, kPacks = C::kOutputs / 8;
+  for (int item = threadIdx.x; item < count * kPacks; item += kThreads) {
+    const int row = item / kPacks, column = item % kPacks * 8;
+    if (firstRow + row >= work.rows || firstOutput + column >= work.n) continue;
+    float values[8];
+    loadSums<C>(from, splits, row, column, values);
+    finish(results, firstRow + row, firstOutput + column, values);
+  }
+}
+
 // The results of a tile whose sums this block has alone. `kept` is for kKeptRows of them.
 template <class C>
 __device__ __forceinline__ void storeSums(const float (&sums)[C::kBlocks][C::kRows / 2], float* kept,
-                                          const Tiles& work, const Results& results, int firstRow,
-                                          int firstOutput) {
-  constexpr int kThreads = kWarpgroup * C::kWarpgroups, kPacks = C::kOutputs / 8;
+                                          const Tiles& work, const Results& results, int tile) {
+  constexpr int kThreads = kWarpgroup * C::kWarpgroups;
+  const int row = rowOf<C>(tile, work.rowTiles), output = outputOf<C>(tile, work.rowTiles);
 #pragma unroll
   for (int first = 0; first < C::kRows; first += C::kKeptRows) {
-    if (firstRow + first >= work.rows) break;
+    if (row + first >= work.rows) break;
     syncAdders<kThreads>();  // all have read what was here before
     keepSums<C>(sums, kept, first, C::kKeptRows);
     syncAdders<kThreads>();
-    for (int item = threadIdx.x; item < C::kKeptRows * kPacks; item += kThreads) {
-      const int row = item / kPacks, column = item % kPacks * 8;
-      if (firstRow + first + row >= work.rows || firstOutput + column >= work.n) continue;
-      float values[8];
-      loadSums<C>(kept, 1, row, column, values);
-      finish(results, firstRow + first + row, firstOutput + column, values);
-    }
+    finishSums<C>(kept, 1, C::kKeptRows, work, results, row + first, output);
   }
 }
 
@@ -237,23 +395,14 @@ __device__ __forceinline__ void storeSums(const float (&sums)[C::kBlocks][C::kRo
 template <class C>
 __device__ __forceinline__ void storeSharedSums(const float (&sums)[C::kBlocks][C::kRows / 2],
                                                 uint8_t* shared, uint32_t summed, const Tiles& work,
-                                                const Results& results, int split, int firstRow,
-                                                int firstOutput) {
-  constexpr int kThreads = kWarpgroup * C::kWarpgroups, kPacks = C::kOutputs / 8;
+                                                const Results& results, const Share& share) {
   float* const handed = reinterpret_cast<float*>(shared);
+  const int row = rowOf<C>(share.tile, work.rowTiles), output = outputOf<C>(share.tile, work.rowTiles);
+  const int rowsEach = C::kRows / share.splits;
   clusterMeet();  // nobody reads a ring any more
-  sendSums<C>(sums, handed, summed, {work.splits, split, 0});
+  sendSums<C>(sums, handed, summed, share);
   barrierWait(summed, 0);
-  const int rowsEach = C::kRows / work.splits;
-  for (int item = threadIdx.x; item < rowsEach * kPacks; item += kThreads) {
-    const int row = item / kPacks, column = item % kPacks * 8;
-    const int64_t outRow = firstRow + split * rowsEach + row;
-    const int output = firstOutput + column;
-    if (outRow >= work.rows || output >= work.n) continue;
-    float values[8];
-    loadSums<C>(handed, work.splits, row, column, values);
-    finish(results, outRow, output, values);
-  }
+  finishSums<C>(handed, share.splits, rowsEach, work, results, row + share.split * rowsEach, output);
 }
 
 }  // namespace millrace::cuda::hopper

@@ -34,6 +34,14 @@ inline bool launchesCanOverlap() {
   return major >= 9 && driver >= 12030;
 }
 
+// Lets a kernel have so many bytes of dynamic shared memory; the driver is asked once.
+template <auto kKernel>
+void allowShared(const char* name, int bytes) {
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  check(allowed, name);
+}
+
 // Blocks in clusters of `cluster` (compute capability 9.0 where it is more than 1). `together`: all blocks
 // of the grid are there at once or none is, because they wait for each other (a cooperative launch); the
 // GPU has room for them when nothing else runs.
