@@ -1,7 +1,7 @@
 /**
  * What two ways to launch bring: kernels that are set up while those before them end (programmatic
  * dependent launch), and steps that are replayed as graphs. Decode steps of the executor alone, with
- * both, without the one, without the other, in turn, all three at once in the GPU's memory.
+ * both, without the one, without the other, one after the other.
  *
  *     node dist/bench/gpu/launches.js [--shapes NAME,NAME] [--batches 64,256] [--runs 5]
  *         [--context 256] [--model-dir bench/shapes]
@@ -42,16 +42,17 @@ for (const shape of flags.shapes.split(',')) {
     ...{ loadFormat: 'dummy', dtype: 'bfloat16', maxModelLen: first + STEPS },
   });
   for (const batch of flags.batches.split(',').map(Number)) {
-    const decoders = modes.map((options) =>
-      bareDecoder(createCudaBackend(options), model, { batch, first, count: STEPS }),
-    );
-    const times = decoders.map((): number[] => []);
-    for (let run = 0; run < Number(flags.runs); run++) {
-      decoders.forEach((decoder, i) => {
-        times[i].push(decoder.run());
+    // One after the other: of engines that live at once only the first has chains of products.
+    const times = modes.map((options) => {
+      const decoder = bareDecoder(createCudaBackend(options), model, {
+        batch,
+        first,
+        count: STEPS,
       });
-    }
-    for (const decoder of decoders) decoder.close();
+      const list = Array.from({ length: Number(flags.runs) }, () => decoder.run());
+      decoder.close();
+      return list;
+    });
     lines.push([shape, String(batch), ...times.map((list) => spread(list, 3))]);
     console.error(lines.at(-1)!.join('  '));
   }

@@ -17,9 +17,9 @@ constexpr size_t kFinalists = 4;
 // were 1 % faster in turns a step of 1B with 128 sequences took 2.01 ms instead of 1.90.
 constexpr double kWorthwhile = 0.95;
 
-// GPUs on which some chains of this process are alone.
+// GPUs on which somebody in this process has the right.
 constexpr int kMostDevices = 64;
-std::atomic<bool> haveAlone[kMostDevices];
+std::atomic<bool> taken[kMostDevices];
 
 // Under the multi-process service kernels of other processes run beside ours.
 bool sharedByProcesses(int device) {
@@ -28,14 +28,14 @@ bool sharedByProcesses(int device) {
   return shared != 0;
 }
 
-bool takeAlone(int device) {
-  return device < kMostDevices && !sharedByProcesses(device) && !haveAlone[device].exchange(true);
-}
-
 }  // namespace
 
-Chains::~Chains() {
-  if (alone_) haveAlone[device_] = false;
+ChainRight::ChainRight(int device)
+    : device_(device),
+      held_(device < kMostDevices && !sharedByProcesses(device) && !taken[device].exchange(true)) {}
+
+ChainRight::~ChainRight() {
+  if (held_) taken[device_] = false;
 }
 
 bool Chains::sameShape(const Chain& a, const Chain& b) {
@@ -52,7 +52,6 @@ int Chains::add(const Chain& chain, int maxRows) {
   for (size_t i = 0; i < kinds_.size(); i++) {
     if (kinds_[i].maxRows == maxRows && sameShape(kinds_[i].shape, chain)) return static_cast<int>(i);
   }
-  if (kinds_.empty()) alone_ = takeAlone(device_);
   kinds_.push_back({chain, maxRows, {}});
   return count() - 1;
 }

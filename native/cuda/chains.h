@@ -16,13 +16,22 @@ struct ChainUse {
   std::function<void(int rows)> launches;
 };
 
+// The right to run chains on a GPU, which one of its users has at a time (hopper_chain.h).
+class ChainRight {
+ public:
+  explicit ChainRight(int device);
+  ~ChainRight();
+  ChainRight(const ChainRight&) = delete;
+  ChainRight& operator=(const ChainRight&) = delete;
+  bool held() const { return held_; }
+
+ private:
+  const int device_;
+  const bool held_;
+};
+
 class Chains {
  public:
-  explicit Chains(int device) : device_(device) {}
-  ~Chains();
-  Chains(const Chains&) = delete;
-  Chains& operator=(const Chains&) = delete;
-
   // The id of chains of this shape that have up to `maxRows`.
   int add(const Chain& chain, int maxRows);
   bool same(int id, const Chain& chain) const { return sameShape(kinds_[id].shape, chain); }
@@ -31,8 +40,6 @@ class Chains {
   // come in turn, so that weights are not in a cache. `workspace` is Gemm's.
   void tune(int id, const std::vector<ChainUse>& uses, void* workspace, cudaStream_t stream);
 
-  // Whether no others of this GPU run beside these but such whose blocks start together (Chain::together).
-  bool alone() const { return alone_; }
   // Null where launches are faster. Rows of the same number always go the same way.
   const ChainTiles* tiles(int id, int rows) const;
   // Of one chain with so many rows, where it has tiles. And of all tuning.
@@ -54,8 +61,6 @@ class Chains {
   static Choice choose(const Chain& shape, int rows, const std::vector<ChainUse>& uses, void* workspace,
                        cudaStream_t stream);
 
-  const int device_;
-  bool alone_ = false;
   std::vector<Kind> kinds_;
   double tuningSeconds_ = 0;
 };

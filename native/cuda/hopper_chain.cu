@@ -269,7 +269,7 @@ template <class C>
 void launchChain(const Chain& chain, int rows, int cluster, cudaStream_t stream) {
   const int blocks = cluster * clustersAtOnce<C>(cluster);
   const Work work = workOf<C>(chain, rows, cluster, blocks);
-  launchCluster("hopperChain", hopperChainKernel<C>, dim3(blocks), cluster, chain.together, C::kThreads,
+  launchCluster("hopperChain", hopperChainKernel<C>, dim3(blocks), cluster, C::kThreads,
                 C::kSharedBytes, stream, work);
 }
 

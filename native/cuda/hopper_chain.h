@@ -42,9 +42,6 @@ struct Chain {
   ChainPhase phases[kChainPhases];
   int count = 0;
   void* scratch = nullptr;  // chainScratchBytes, zeros before the first use; not used by two at once
-  // Whether its blocks start all at once or not at all. Without, where two chains run beside each other, each
-  // may have blocks that wait for those the other keeps out: one at most may be without. It costs 2 us.
-  bool together = true;
 };
 
 // Squares of rows of up to `width` columns, and the counters of blocks.
@@ -59,7 +56,8 @@ std::string describe(const ChainTiles& tiles);
 
 // What is worth trying for so many rows; empty if it cannot be done.
 std::vector<ChainTiles> chainTiles(const Chain& chain, int rows);
-// Any number of rows up to kChainMaxRows works with any tiles that were proposed for the chain.
+// Any number of rows up to kChainMaxRows works with any tiles that were proposed for the chain. Two of them
+// must not run beside each other on a GPU: each might have blocks that wait for those the other keeps out.
 void hopperChain(const Chain& chain, const ChainTiles& tiles, int rows, cudaStream_t stream);
 
 }  // namespace millrace::cuda

@@ -157,7 +157,7 @@ void launchTiles(const Product& product, const ProductCall& call, const HopperTi
                            product.residual ? call.residual : nullptr, call.out,
                            product.residualStride, product.outStride,
                            product.floatOut ? Elem::F32 : product.elem};
-  launchCluster("hopperGemm", hopperGemmKernel<C>, dim3(blocks), tiles.splits, false,
+  launchCluster("hopperGemm", hopperGemmKernel<C>, dim3(blocks), tiles.splits,
                 C::kThreads, C::kSharedBytes, stream, weights, x, work, results);
 }
 

@@ -223,7 +223,7 @@ void launchTiles(Elem elem, const Int4Linear& step, Matrix x, int rows, cudaStre
   const Results results = {nullptr, nullptr, step.bias, step.residual, step.out.data,
                            step.residualStride, step.out.stride, step.floatOut ? Elem::F32 : elem};
   const int blocks = splits > 1 ? tiles * splits : std::min(tiles, places);
-  launchCluster("hopperInt4", hopperInt4Kernel<C>, dim3(blocks), splits, false, C::kThreads,
+  launchCluster("hopperInt4", hopperInt4Kernel<C>, dim3(blocks), splits, C::kThreads,
                 C::kSharedBytes, stream, map, work, results);
 }
 

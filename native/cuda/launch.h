@@ -42,18 +42,16 @@ void allowShared(const char* name, int bytes) {
   check(allowed, name);
 }
 
-// Blocks in clusters of `cluster` (compute capability 9.0 where it is more than 1). `together`: all blocks
-// of the grid are there at once or none is, because they wait for each other (a cooperative launch); the
-// GPU has room for them when nothing else runs.
+// Blocks in clusters of `cluster` (compute capability 9.0 where it is more than 1).
 template <class... Params, class... Args>
-void launchCluster(const char* name, void (*kernel)(Params...), dim3 grid, int cluster, bool together,
-                   int threads, size_t sharedBytes, cudaStream_t stream, const Args&... args) {
+void launchCluster(const char* name, void (*kernel)(Params...), dim3 grid, int cluster, int threads,
+                   size_t sharedBytes, cudaStream_t stream, const Args&... args) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = sharedBytes;
   config.stream = stream;
-  cudaLaunchAttribute attributes[3] = {};
+  cudaLaunchAttribute attributes[2] = {};
   config.attrs = attributes;
   if (overlapLaunches) {
     cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
@@ -65,18 +63,13 @@ void launchCluster(const char* name, void (*kernel)(Params...), dim3 grid, int c
     shape.id = cudaLaunchAttributeClusterDimension;
     shape.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   }
-  if (together) {
-    cudaLaunchAttribute& gang = attributes[config.numAttrs++];
-    gang.id = cudaLaunchAttributeCooperative;
-    gang.val.cooperative = 1;
-  }
   check(cudaLaunchKernelEx(&config, kernel, Params(args)...), name);
 }
 
 template <class... Params, class... Args>
 void launch(const char* name, void (*kernel)(Params...), dim3 grid, int threads, size_t sharedBytes,
             cudaStream_t stream, Args... args) {
-  launchCluster(name, kernel, grid, 1, false, threads, sharedBytes, stream, args...);
+  launchCluster(name, kernel, grid, 1, threads, sharedBytes, stream, args...);
 }
 
 }  // namespace millrace::cuda

@@ -42,7 +42,6 @@ Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& pr
       workspace_(map_.workspace),
       kvCache_(map_.kvCache),
       gemm_(config.libraries, at(map_.products)),
-      chains_(config.device),
       weights_(config.weights, config.elem, weightMemory_.data(), at(map_.products), stream_,
                [&](double share) { progress(share * kLoaded); }) {
   overlapLaunches = overlap_;

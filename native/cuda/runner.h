@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -134,6 +135,7 @@ class Runner {
   Stream stream_;
   DeviceMemory weightMemory_, workspace_, kvCache_;
   Gemm gemm_;
+  std::optional<ChainRight> chainRight_;
   Chains chains_;
   WeightStore weights_;
   std::vector<KvLayer> layers_;

@@ -12,7 +12,6 @@ namespace millrace::cuda {
 Chain Runner::chainCall(const Instruction* run, int length) const {
   Chain chain;
   chain.scratch = at(map_.chainScratch);
-  chain.together = !chains_.alone();
   const auto between = [&](size_t offset, const Operand& as) {
     return Matrix{at(offset), as.width, as.width};
   };
@@ -58,7 +57,12 @@ Chain Runner::chainCall(const Instruction* run, int length) const {
 }
 
 void Runner::makeChains() {
-  if (!hopperAvailable()) return;
+  const auto hasChains = [](const List& list) {
+    return std::any_of(list.begin(), list.end(), [](const Instruction& op) { return op.chained > 0; });
+  };
+  if (!hopperAvailable() || !(hasChains(program_.tokenOps) || hasChains(program_.rowOps))) return;
+  chainRight_.emplace(device_);
+  if (!chainRight_->held()) return;
   struct Run {
     const Instruction* first;
     int maxRows;

@@ -163,7 +163,6 @@ class TimedLayers {
     Chain chain;
     chain.count = kChainPhases;
     chain.scratch = scratch_.as();
-    chain.together = false;
     chain.phases[0] = sum(phase(0, size_.hidden, attended_, hidden_[1]), hidden_[0]);
     chain.phases[1] = phase(1, 2 * size_.inner, normed_, act_);
     chain.phases[1].gated = true;

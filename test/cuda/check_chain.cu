@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
-#include <thread>
 
 #include "chain_plan_cases.h"
 #include "chain_reference.cuh"
@@ -113,7 +112,6 @@ class Case {
     Chain chain;
     chain.count = static_cast<int>(shape_.phases.size());
     chain.scratch = weights_.scratch->as();
-    chain.together = together;
     const Buffer* x = &x_;
     for (int p = 0; p < chain.count; p++) {
       const Phase& phase = shape_.phases[p];
@@ -162,23 +160,6 @@ class Case {
     verifyInPlace(tiles, what + ", in place", &worst);
     overlapLaunches = false;
     return worst;
-  }
-
-  bool together = true;  // how chains are launched
-
-  // Many times over, with other streams at work; the results must be those that `verify` found right.
-  bool again(const ChainTiles& tiles, const std::string& what) {
-    overlapLaunches = launchesCanOverlap();
-    constexpr int kTimes = 2000, kAtOnce = 50;
-    for (int i = 0; i < kTimes; i++) {
-      prepare(stream_);
-      hopperChain(chain(), tiles, rows_, stream_);
-      if (i % kAtOnce == 0) stream_.wait();
-    }
-    stream_.wait();
-    double worst = 0;
-    for (size_t p = 0; p < outs_.size(); p++) require(*outs_[p], *keptOuts_[p], what, &worst);
-    return worst == 0;
   }
 
  private:
@@ -341,28 +322,6 @@ void checkShape(const Shape& shape, const std::vector<int>& rowCounts) {
   report(name, worst, 1, proposed ? "" : "(no tiles proposed)");
 }
 
-// Two streams whose chains each want all of the GPU: neither may wait for blocks that the other keeps out,
-// if one of them starts its blocks together.
-void checkTwoStreams(const Shape& shape) {
-  const std::string what = shape.name + " in two streams";
-  const Weights weights[2] = {Weights(shape), Weights(shape)};
-  Case cases[2] = {{shape, weights[0], 16}, {shape, weights[1], 64}};
-  cases[1].together = false;
-  ChainTiles tiles[2];
-  bool fine[2] = {};
-  for (int i = 0; i < 2; i++) {
-    tiles[i] = chainTiles(cases[i].chain(), i == 0 ? 16 : 64).at(0);
-    fine[i] = cases[i].verify(tiles[i], what) <= 1;
-  }
-  const Watch watch(what);
-  std::thread threads[2];
-  for (int i = 0; i < 2; i++) {
-    threads[i] = std::thread([&, i] { fine[i] = cases[i].again(tiles[i], what) && fine[i]; });
-  }
-  for (auto& each : threads) each.join();
-  report(what, fine[0] && fine[1] ? 0 : INFINITY, 0, "");
-}
-
 void checkAll(bool quick, const std::string& only) {
   const std::vector<int> few = {1, 17, 130};
   const std::vector<int> many = {1,  2,  3,  7,   8,   9,   15,  16,  17,  31,  33,  48,
@@ -385,7 +344,6 @@ void checkAll(bool quick, const std::string& only) {
   run({"wide", 80, {{24008, ""}, {72, "rn"}, {30000, "sg"}, {72, "r"}}, 8}, some);
   run(layer("hidden 64", 64, 128, 192, 256), some);
   for (const int count : {1, 2, 3, 4}) run(layer("0.6B", 1024, 2048, 3072, 4096, count), some);
-  if (only.empty()) checkTwoStreams(layer("0.6B", 1024, 2048, 3072, 4096));
   run(layer("1B", 2048, 2048, 8192, 3072, 3), big);
   run(layer("1B", 2048, 2048, 8192, 3072), big);
   run(layer("8B", 4096, 4096, 14336, 6144), big);
