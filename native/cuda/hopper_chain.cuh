@@ -49,10 +49,11 @@ __device__ __forceinline__ void awaitCount(const unsigned int* counter, unsigned
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
   } while (seen < count);
 }
-// What is stored to global memory by threads and read by the copy engine: on both sides.
+// The copy engine, too, reads what this thread has been told is stored in global memory.
 __device__ __forceinline__ void fenceGlobalForAsync() {
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }
+
 // ---------------------------------------------------------------- results
 
 __device__ __forceinline__ Share shareOf(const Work& work, const Phase& phase) {
