@@ -53,35 +53,30 @@ inline double overlapError(const Layout& layout, const Batch& batch, uint64_t se
                   step.q.size(), rows.as<int64_t>(),
                   static_cast<int>(step.shape.headStride * kvBytesOf(layout)), false, true};
   cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
   check(cudaStreamCreate(&stream), "stream");
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-  const bool overlapped = std::exchange(overlapLaunches, launchesCanOverlap());
-  const dim3 grid(static_cast<unsigned>(offsets.size()));
-  launch("store", storeKernel, grid, 128, 0, stream, store);
-  store.late = true;
-  store.nothing = false;
-  launch("store", storeKernel, grid, 128, 0, stream, store);
-  attention(step.shape, plan, memory.inputs(), memory.kv(), memory.qMatrix(step.qStride),
-            memory.outMatrix(), stream);
-  overlapLaunches = overlapped;
-  check(cudaStreamEndCapture(stream, &graph), "capture");
-  check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+  const Graph graph(stream, [&] {
+    const bool overlapped = std::exchange(overlapLaunches, launchesCanOverlap());
+    const dim3 grid(static_cast<unsigned>(offsets.size()));
+    launch("store", storeKernel, grid, 128, 0, stream, store);
+    store.late = true;
+    store.nothing = false;
+    launch("store", storeKernel, grid, 128, 0, stream, store);
+    attention(step.shape, plan, memory.inputs(), memory.kv(), memory.qMatrix(step.qStride),
+              memory.outMatrix(), stream);
+    overlapLaunches = overlapped;
+  });
   double worst = 0;
   std::vector<uint8_t> first;
   for (int launched = 0; launched < 4; launched++) {
     memory.clearOut();
     check(cudaDeviceSynchronize(), "clear");
-    check(cudaGraphLaunch(exec, stream), "graph");
+    graph.launch(stream);
     check(cudaStreamSynchronize(stream), "graph");
     const auto bytes = memory.out.download<uint8_t>();
     if (launched == 0) first = bytes;
     const double error = errorOf(step, bytes, outStride, batch.tokens(), expected);
     worst = std::max(worst, bytes == first && memory.countersAreZero() ? error : INFINITY);
   }
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
   return worst;
 }

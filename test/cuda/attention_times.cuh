@@ -154,28 +154,25 @@ inline double timeStep(const Timed& timed, const Arena& arena) {
   const AttentionInputs in{starts.as<int>(),      contexts.as<int>(), tableIds.as<int>(),
                            tableStarts.as<int>(), planDevice.as(),    scratch.as()};
   cudaStream_t stream;
-  cudaGraph_t captured;
-  cudaGraphExec_t exec;
   cudaEvent_t begin, end;
   check(cudaStreamCreate(&stream), "stream");
   check(cudaEventCreate(&begin), "event");
   check(cudaEventCreate(&end), "event");
   check(cudaDeviceSynchronize(), "inputs");
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-  for (int layer = 0; layer < layers; layer++) {
-    const KvLayer kv{arena.keys.as<char>() + layer * layerBytes,
-                     arena.values.as<char>() + layer * layerBytes,
-                     l.kvHeads, l.headDim, shape.headStride, l.blockSize, l.fp8};
-    attention(shape, plan, in, kv, {q.as(), width, width}, {out.as(), width, width}, stream);
-  }
-  check(cudaStreamEndCapture(stream, &captured), "capture");
-  check(cudaGraphInstantiate(&exec, captured, 0), "graph");
+  const Graph replayed(stream, [&] {
+    for (int layer = 0; layer < layers; layer++) {
+      const KvLayer kv{arena.keys.as<char>() + layer * layerBytes,
+                       arena.values.as<char>() + layer * layerBytes,
+                       l.kvHeads, l.headDim, shape.headStride, l.blockSize, l.fp8};
+      attention(shape, plan, in, kv, {q.as(), width, width}, {out.as(), width, width}, stream);
+    }
+  });
   std::vector<double> times;
   double total = 0;
   // The first round warms up; another is needed however long it takes.
   for (int round = 0; round < 2 || (round < 8 && total < 0.25e6); round++) {
     check(cudaEventRecord(begin, stream), "event");
-    check(cudaGraphLaunch(exec, stream), "graph");
+    replayed.launch(stream);
     check(cudaEventRecord(end, stream), "event");
     check(cudaEventSynchronize(end), "graph");
     float ms = 0;
@@ -183,8 +180,6 @@ inline double timeStep(const Timed& timed, const Arena& arena) {
     total += ms * 1e3;
     if (round > 0) times.push_back(ms * 1e3 / layers);
   }
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(captured);
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
   cudaStreamDestroy(stream);

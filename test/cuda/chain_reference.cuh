@@ -51,26 +51,6 @@ inline void complain(const std::string& text) {
   if (lines == 40) std::printf("  and more that is not printed\n");
 }
 
-// What is captured in `body`, to be replayed.
-class Graph {
- public:
-  Graph(cudaStream_t stream, const std::function<void()>& body) {
-    cudaGraph_t graph = nullptr;
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-    body();
-    check(cudaStreamEndCapture(stream, &graph), "capture");
-    check(cudaGraphInstantiate(&exec_, graph, 0), "graph");
-    cudaGraphDestroy(graph);
-  }
-  ~Graph() { cudaGraphExecDestroy(exec_); }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-  void launch(cudaStream_t stream) const { check(cudaGraphLaunch(exec_, stream), "cudaGraphLaunch"); }
-
- private:
-  cudaGraphExec_t exec_ = nullptr;
-};
-
 // Uniform numbers with a deviation of `scale`, if wanted of another size in each row; gaps stay.
 __global__ void randomRows(Element* data, int rows, int width, int64_t stride, uint32_t seed, float scale,
                            bool uneven) {

@@ -118,29 +118,24 @@ void checkGraph(const Layout& layout, int bucket, int maxContext) {
                   start.keys.size(), blocks + 2, outStride);
     AttentionPlan plan = memory.upload(start, bucket, true);
     cudaStream_t stream;
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
     check(cudaStreamCreate(&stream), "stream");
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-    attention(start.shape, plan, memory.inputs(), memory.kv(), memory.qMatrix(start.qStride),
-              memory.outMatrix(), stream);
-    check(cudaStreamEndCapture(stream, &graph), "capture");
-    check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+    const Graph graph(stream, [&] {
+      attention(start.shape, plan, memory.inputs(), memory.kv(), memory.qMatrix(start.qStride),
+                memory.outMatrix(), stream);
+    });
     const int seqs[] = {bucket, 1, std::max(1, bucket - 1), std::max(1, bucket / 2), bucket};
     const int longest[] = {40, maxContext, maxContext, 1, maxContext};
     for (int i = 0; i < 5; i++) {
       const Step step = stepOf(seqs[i], longest[i], 10 + i);
       memory.upload(step, bucket, true);
       check(cudaDeviceSynchronize(), "upload");
-      check(cudaGraphLaunch(exec, stream), "graph");
+      graph.launch(stream);
       check(cudaStreamSynchronize(stream), "graph");
       const double error = errorOf(step, memory.out.download<uint8_t>(), outStride, bucket,
                                    expectedOf(step));
       report(name + ", " + std::to_string(seqs[i]) + " seqs to " + std::to_string(longest[i]),
              memory.countersAreZero() ? error : INFINITY, boundOf(layout.elem));
     }
-    cudaGraphExecDestroy(exec);
-    cudaGraphDestroy(graph);
     cudaStreamDestroy(stream);
   } catch (const std::exception& error) {
     report(name, INFINITY, 0, error.what());

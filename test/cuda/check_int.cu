@@ -188,27 +188,20 @@ void checkGraph(const Scratch& scratch) {
   step.scratch = scratch.memory.as();
   step.counters = scratch.counters.as<int>();
   cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
   check(cudaStreamCreate(&stream), "stream");
   int4Linear(Elem::BF16, step, 9, stream);
   check(cudaStreamSynchronize(stream), "int4Linear");
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-  int4Linear(Elem::BF16, step, 9, stream);
-  check(cudaStreamEndCapture(stream, &graph), "capture");
-  check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+  const Graph graph(stream, [&] { int4Linear(Elem::BF16, step, 9, stream); });
   for (int replay = 0; replay < 2; replay++) {
     x.fill();
     check(cudaDeviceSynchronize(), "upload");
-    check(cudaGraphLaunch(exec, stream), "graph");
+    graph.launch(stream);
     out.compare("replay " + std::to_string(replay), unitOf(Elem::BF16), 1e-3, [&](int r, int n) {
       double sum = 0;
       for (int c = 0; c < 512; c++) sum += weights.at(n, c) * x.at(r, weights.input(c));
       return sum;
     });
   }
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
 }
 

@@ -165,31 +165,46 @@ class Rows {
   std::vector<float> host;
 };
 
+// What is captured in `body`, to be replayed.
+class Graph {
+ public:
+  Graph(cudaStream_t stream, const std::function<void()>& body) {
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+    body();
+    check(cudaStreamEndCapture(stream, &graph), "capture");
+    check(cudaGraphInstantiate(&exec_, graph, 0), "graph");
+    cudaGraphDestroy(graph);
+  }
+  ~Graph() { cudaGraphExecDestroy(exec_); }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  void launch(cudaStream_t stream) const { check(cudaGraphLaunch(exec_, stream), "cudaGraphLaunch"); }
+
+ private:
+  cudaGraphExec_t exec_ = nullptr;
+};
+
 // Microseconds of one of the launches of f(0) .. f(repeats - 1), replayed as one graph.
 inline double timeOf(int repeats, const std::function<void(int, cudaStream_t)>& f) {
   cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
   cudaEvent_t start, stop;
   check(cudaStreamCreate(&stream), "stream");
   check(cudaEventCreate(&start), "event");
   check(cudaEventCreate(&stop), "event");
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-  for (int i = 0; i < repeats; i++) f(i, stream);
-  check(cudaStreamEndCapture(stream, &graph), "capture");
-  check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+  const Graph graph(stream, [&] {
+    for (int i = 0; i < repeats; i++) f(i, stream);
+  });
   float best = INFINITY;
   for (int round = 0; round < 4; round++) {
     check(cudaEventRecord(start, stream), "event");
-    check(cudaGraphLaunch(exec, stream), "graph");
+    graph.launch(stream);
     check(cudaEventRecord(stop, stream), "event");
     check(cudaEventSynchronize(stop), "graph");
     float ms = 0;
     check(cudaEventElapsedTime(&ms, start, stop), "event");
     if (round > 0) best = std::min(best, ms);
   }
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
   cudaEventDestroy(start);
   cudaEventDestroy(stop);
   cudaStreamDestroy(stream);
