@@ -10,15 +10,7 @@ constexpr int kMultiple = 8;  // of widths, strides and columns: 16 bytes
 class Planner {
  public:
   Planner(const Program& program, const std::vector<WeightSpec>& weights)
-      : program_(program), weights_(weights), readers_(program.buffers.size()) {
-    for (const auto* list : {&program.tokenOps, &program.rowOps}) {
-      for (const Instruction& op : *list) {
-        for (const Operand& each : {op.x, op.residual, op.key, op.value, op.router}) {
-          if (each) readers_[each.buffer]++;
-        }
-      }
-    }
-  }
+      : program_(program), weights_(weights), readers_(readersOf(program)) {}
 
   // Instructions of the longest chain that begins at `first`; 0 if none does.
   int lengthAt(const std::vector<Instruction>& ops, size_t first) const {
@@ -46,22 +38,18 @@ class Planner {
 
   // Whether `reader` reads what `maker` makes, and nothing else does.
   bool passes(const Instruction& maker, const Instruction& reader) const {
-    const Operand &made = maker.out, &read = reader.x;
-    return made.buffer == read.buffer && made.column == read.column && made.width == read.width &&
-           readers_[made.buffer] == 1;
+    return maker.out == reader.x && readers_[maker.out.buffer] == 1;
   }
 
   // `sum` may be read by others, too: it is a chain's result.
   bool normed(const Instruction& sum, const Instruction& norm, const Instruction& next) const {
-    const Operand &made = sum.out, &read = norm.x;
-    return norm.kind == OpKind::RmsNorm && made.buffer == read.buffer && made.column == read.column &&
-           made.width == read.width && weights_[norm.weight].n == made.width && product(next) &&
-           passes(norm, next);
+    return norm.kind == OpKind::RmsNorm && sum.out == norm.x && weights_[norm.weight].n == sum.out.width &&
+           product(next) && passes(norm, next);
   }
 
   const Program& program_;
   const std::vector<WeightSpec>& weights_;
-  std::vector<int> readers_;  // of buffers
+  const std::vector<int> readers_;  // of buffers
 };
 
 }  // namespace

@@ -8,11 +8,7 @@
 namespace millrace::cuda {
 namespace {
 
-bool same(const Operand& a, const Operand& b) {
-  return a.buffer == b.buffer && a.column == b.column && a.width == b.width;
-}
-
-void checkWeights(const std::vector<WeightSpec>& weights, Elem elem) {
+void checkWeights(const Program& program, const std::vector<WeightSpec>& weights, Elem elem) {
   for (const WeightSpec& spec : weights) {
     if (!spec.fp8) continue;
     const char* problem = nullptr;
@@ -23,30 +19,24 @@ void checkWeights(const std::vector<WeightSpec>& weights, Elem elem) {
     }
     if (problem) throw std::invalid_argument(spec.name + ": weights of fp8 " + problem);
   }
+  for (const auto* list : {&program.tokenOps, &program.rowOps}) {
+    for (const Instruction& op : *list) {
+      const bool keepsFloats = op.kind == OpKind::Embed || op.kind == OpKind::Moe;
+      if (keepsFloats && weights[op.weight].fp8) {
+        throw std::invalid_argument(weights[op.weight].name + ": only products take fp8 weights");
+      }
+    }
+  }
 }
 
 }  // namespace
 
 void planFp8(Program& program, const std::vector<WeightSpec>& weights, Elem elem) {
-  checkWeights(weights, elem);
+  checkWeights(program, weights, elem);
   const auto multiplies = [&](const Instruction& op) {
     return op.kind == OpKind::Linear && weights[op.weight].fp8;
   };
-  const auto readers = [&](int buffer) {
-    int count = 0;
-    for (const auto* list : {&program.tokenOps, &program.rowOps}) {
-      for (const Instruction& op : *list) {
-        for (const Operand& each : {op.x, op.residual, op.key, op.value, op.router}) {
-          count += each.buffer == buffer;
-        }
-        const bool keepsFloats = op.kind == OpKind::Embed || op.kind == OpKind::Moe;
-        if (keepsFloats && weights[op.weight].fp8) {
-          throw std::invalid_argument(weights[op.weight].name + ": only products take fp8 weights");
-        }
-      }
-    }
-    return count;
-  };
+  const std::vector<int> readers = readersOf(program);
   for (auto* list : {&program.tokenOps, &program.rowOps}) {
     auto& ops = *list;
     for (size_t i = 0; i < ops.size(); i++) {
@@ -56,9 +46,9 @@ void planFp8(Program& program, const std::vector<WeightSpec>& weights, Elem elem
       const Operand made = fuses ? maker.out : multiplies(maker) ? maker.x : Operand{};
       if (!made) continue;
       size_t end = i + 1;
-      while (end < ops.size() && multiplies(ops[end]) && same(ops[end].x, made)) end++;
+      while (end < ops.size() && multiplies(ops[end]) && ops[end].x == made) end++;
       const int products = static_cast<int>(end - i - 1);
-      if (fuses && (products == 0 || readers(made.buffer) != products)) continue;
+      if (fuses && (products == 0 || readers[made.buffer] != products)) continue;
       maker.toFp8 = fuses;
       for (size_t j = i + 1; j < end; j++) ops[j].fromFp8 = true;
       i = end - 1;

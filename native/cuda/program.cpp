@@ -237,6 +237,18 @@ std::vector<Instruction> decodeInstructions(const std::vector<double>& code, boo
   return list;
 }
 
+std::vector<int> readersOf(const Program& program) {
+  std::vector<int> readers(program.buffers.size());
+  for (const auto* list : {&program.tokenOps, &program.rowOps}) {
+    for (const Instruction& op : *list) {
+      for (const Operand& each : {op.x, op.residual, op.key, op.value, op.router}) {
+        if (each) readers[each.buffer]++;
+      }
+    }
+  }
+  return readers;
+}
+
 void checkProgram(const Program& program, const Limits& limits, Elem elem) {
   for (const BufferSpec& buffer : program.buffers) {
     const size_t rows = buffer.perToken ? limits.maxTokens : limits.rowTile;

@@ -37,6 +37,10 @@ struct Operand {
   explicit operator bool() const { return buffer >= 0; }
 };
 
+inline bool operator==(const Operand& a, const Operand& b) {
+  return a.buffer == b.buffer && a.column == b.column && a.width == b.width;
+}
+
 struct Instruction {
   OpKind kind;
   Operand x, residual, key, value, router, out;
@@ -83,6 +87,8 @@ struct Program {
 std::vector<Instruction> decodeInstructions(const std::vector<double>& code, bool perToken,
                                             const Program& program,
                                             const std::vector<WeightSpec>& weights);
+// How many operands of all instructions read each buffer.
+std::vector<int> readersOf(const Program& program);
 // Checks buffers and logits.
 void checkProgram(const Program& program, const Limits& limits, Elem elem);
 
