@@ -83,10 +83,7 @@ Chains::Choice Chains::choose(const Chain& shape, int rows, const std::vector<Ch
   std::stable_sort(list.begin(), list.end(), faster);
   list.resize(std::min(list.size(), kFinalists));
   enter({});
-  std::vector<double> about;
-  for (const Choice& each : list) about.push_back(each.seconds);
-  const auto medians = timer.inTurns(about, [&](int way) { return launch(list[way]); });
-  for (size_t i = 0; i < list.size(); i++) list[i].seconds = medians[i];
+  timer.inTurns(list, launch);
   const Choice launches = list.back();
   Choice best = *std::min_element(list.begin(), list.end(), faster);
   if (best.seconds > kWorthwhile * launches.seconds) best = launches;

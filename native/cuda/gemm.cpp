@@ -367,11 +367,7 @@ void Gemm::tune(int id, const std::vector<ProductCall>& calls, int maxRows, cuda
       return kept[each.algorithm.tiles.has_value()]++ >= kFinalists;
     };
     list.erase(std::remove_if(list.begin(), list.end(), late), list.end());
-    std::vector<double> about;
-    for (const Candidate& each : list) about.push_back(each.seconds);
-    const auto medians =
-        timer.inTurns(about, [&](int i) { return launch(list[i].algorithm, rows); });
-    for (size_t i = 0; i < list.size(); i++) list[i].seconds = medians[i];
+    timer.inTurns(list, [&](const Candidate& each) { return launch(each.algorithm, rows); });
     const auto best = std::min_element(list.begin(), list.end(), faster);
     if (best != list.end() && best->seconds < kNever) {
       kind.tuned[rows] = best->algorithm;

@@ -288,12 +288,12 @@ bool withConfig(const ChainTiles& tiles, F&& f) {
 }
 
 bool aligned(const ChainPhase& phase) {
-  const auto address = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  const auto stride = [](int64_t elements) { return elements % 8 == 0; };
-  return address(phase.weight) && address(phase.x) && address(phase.bias) && address(phase.residual) &&
-         address(phase.out) && address(phase.normWeight) && address(phase.normed) &&
-         phase.n % (phase.gated ? 16 : 8) == 0 && stride(phase.k) && stride(phase.xStride) &&
-         stride(phase.residualStride) && stride(phase.outStride) && stride(phase.normedStride);
+  const int columns = phase.gated ? phase.n / 2 : phase.n;
+  return packable(
+      Elem::BF16,
+      {phase.weight, phase.x, phase.bias, phase.residual, phase.out, phase.normWeight, phase.normed},
+      {phase.n, columns, phase.k, phase.xStride, phase.residualStride, phase.outStride,
+       phase.normedStride});
 }
 
 }  // namespace

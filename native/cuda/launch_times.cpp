@@ -35,14 +35,14 @@ double LaunchTimer::seconds(int launches, const std::function<bool()>& launch) {
   return seconds;
 }
 
-std::vector<double> LaunchTimer::inTurns(const std::vector<double>& about,
-                                         const std::function<bool(int)>& launch) {
+std::vector<double> LaunchTimer::mediansOf(const std::vector<double>& about,
+                                           const std::function<bool(size_t)>& launch) {
   std::vector<std::array<double, kRounds>> rounds(about.size());
   for (int round = 0; round < kRounds; round++) {
     for (size_t way = 0; way < about.size(); way++) {
       const double wanted = kRoundSeconds / std::max(about[way], 1e-9);
       const int launches = static_cast<int>(std::clamp(wanted, 2.0, double(kMaxLaunches)));
-      rounds[way][round] = seconds(launches, [&] { return launch(static_cast<int>(way)); });
+      rounds[way][round] = seconds(launches, [&] { return launch(way); });
     }
   }
   std::vector<double> medians;

@@ -21,10 +21,20 @@ class LaunchTimer {
   // Seconds of one of so many calls of `launch` in a graph, so that the time is the GPU's and not that of
   // the calls; kNever if one says false.
   double seconds(int launches, const std::function<bool()>& launch);
-  // Medians of rounds in which ways to do the same take turns, where one takes `about[way]` seconds.
-  std::vector<double> inTurns(const std::vector<double>& about, const std::function<bool(int)>& launch);
+  // Times ways to do the same, whose `seconds` say about how long each takes, in rounds in which they take
+  // turns: the medians are their `seconds` then. `launch` is given a way.
+  template <class Way, class Launch>
+  void inTurns(std::vector<Way>& ways, const Launch& launch) {
+    std::vector<double> about;
+    for (const Way& each : ways) about.push_back(each.seconds);
+    const auto medians = mediansOf(about, [&](size_t way) { return launch(ways[way]); });
+    for (size_t i = 0; i < ways.size(); i++) ways[i].seconds = medians[i];
+  }
 
  private:
+  std::vector<double> mediansOf(const std::vector<double>& about,
+                                const std::function<bool(size_t)>& launch);
+
   cudaStream_t stream_;
   Event start_{true}, end_{true};
 };

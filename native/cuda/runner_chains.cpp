@@ -57,25 +57,22 @@ Chain Runner::chainCall(const Instruction* run, int length) const {
 }
 
 void Runner::makeChains() {
-  const auto hasChains = [](const List& list) {
-    return std::any_of(list.begin(), list.end(), [](const Instruction& op) { return op.chained > 0; });
-  };
-  if (!hopperAvailable() || !(hasChains(program_.tokenOps) || hasChains(program_.rowOps))) return;
-  chainRight_.emplace(device_);
-  if (!chainRight_->held()) return;
   struct Run {
-    const Instruction* first;
+    Instruction* first;
     int maxRows;
   };
   std::vector<Run> runs;
   for (List* list : {&program_.tokenOps, &program_.rowOps}) {
     const int most = list == &program_.tokenOps ? limits_.maxTokens : limits_.rowTile;
     for (Instruction& op : *list) {
-      if (op.chained == 0) continue;
-      const int maxRows = std::min(most, kChainMaxRows);
-      op.chain = chains_.add(chainCall(&op, op.chained), maxRows);
-      runs.push_back({&op, maxRows});
+      if (op.chained > 0) runs.push_back({&op, std::min(most, kChainMaxRows)});
     }
+  }
+  if (runs.empty() || !hopperAvailable()) return;
+  chainRight_.emplace(device_);
+  if (!chainRight_->held()) return;
+  for (const Run& run : runs) {
+    run.first->chain = chains_.add(chainCall(run.first, run.first->chained), run.maxRows);
   }
   for (int id = 0; id < chains_.count(); id++) {
     const auto own = std::find_if(runs.begin(), runs.end(),
