@@ -8,6 +8,7 @@
 #include "attention_plan.h"
 #include "attention_prefill.cuh"
 #include "attention_variants.h"
+#include "elements.h"
 #include "hopper.h"
 #include "launch.h"
 
@@ -37,10 +38,12 @@ void checkShape(const AttentionShape& s) {
   }
 }
 
+// `allowed`: bytes of dynamic shared memory that it may be launched with.
 template <class Function>
-int residentBlocks(Function function, int threads, size_t sharedBytes, int sms, const char* name) {
+int residentBlocks(Function function, int threads, size_t sharedBytes, size_t allowed, int sms,
+                   const char* name) {
   check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(sharedBytes)),
+                             static_cast<int>(allowed)),
         name);
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads, sharedBytes),
@@ -66,31 +69,47 @@ struct Configuration {
   PlanGeometry geometry;
 };
 
-// Made once for each device, types, head size and whether more than half of the heads that a decode's
-// pass may serve are used, before any capture: by the sizes or the plan.
+// Heads that a pass of a decode serves, in powers of two.
+constexpr int kRowClasses = 5;
+int rowClassOf(const AttentionShape& shape) {
+  int power = 0;
+  while (1 << power < passRowsOf(shape)) power++;
+  return power;
+}
+
+// Made once for each device, types, head size and number of heads that a pass of a decode serves, before any
+// capture: by the sizes or the plan.
 const Configuration& configurationOf(const AttentionShape& shape) {
   constexpr int kDevices = 64;
   static std::mutex mutex;
-  static Configuration all[kDevices][2][2][3][2][kAttentionVariants][kAttentionVariants];
+  static Configuration all[kDevices][2][2][3][kRowClasses][kAttentionVariants][kAttentionVariants];
   const AttentionVariants variants = attentionVariants;
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   const int dim = paddedDim(shape.headStride);
   std::lock_guard<std::mutex> lock(mutex);
   Configuration& made = all[device % kDevices][shape.elem == Elem::BF16][shape.fp8]
-                           [dim / 128][passRowsOf(shape) > kPassRows / 2]
+                           [dim / 128][rowClassOf(shape)]
                            [variants.decode][variants.prefill];
   if (made.made) return made;
-  int sms = 0;
+  int sms = 0, mostShared = 0;
   check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device),
         "cudaDeviceGetAttribute");
-  made.decode = decodeKernel(shape, dim, variants.decode);
+  check(cudaDeviceGetAttribute(&mostShared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "cudaDeviceGetAttribute");
+  // Of any shape of the class.
+  AttentionShape largest = shape;
+  largest.heads = shape.kvHeads << rowClassOf(shape);
+  made.decode = decodeKernel(largest, dim, mostShared, variants.decode);
   made.prefill = choosePrefill(shape, variants.prefill);
-  const int decodeBlocks = residentBlocks(made.decode.function, made.decode.warps * 32,
-                                          made.decode.sharedBytes, sms, "attention decode");
+  // Another shape may launch the same kernel with more.
+  made.geometry.decodeBlocks = residentBlocks(made.decode.function, made.decode.warps * 32,
+                                              made.decode.sharedBytes, mostShared, sms,
+                                              "attention decode");
+  made.geometry.decodeWarps = made.decode.warps;
   made.geometry.prefillResident = residentBlocks(made.prefill.function, made.prefill.threads,
-                                                 made.prefill.sharedBytes, sms, "attention prefill");
-  made.geometry.decodeWorkers = decodeBlocks * made.decode.warps;
+                                                 made.prefill.sharedBytes, made.prefill.sharedBytes, sms,
+                                                 "attention prefill");
   made.geometry.prefillRows = made.prefill.rows;
   made.geometry.prefillKeys = made.prefill.keys;
   made.made = true;
@@ -101,7 +120,7 @@ const Configuration& configurationOf(const AttentionShape& shape) {
 
 #ifdef MILLRACE_ATTENTION_EXPERIMENTS
 const char* decodeVariantName(const AttentionShape& shape) {
-  return decodeKernel(shape, paddedDim(shape.headStride), attentionVariants.decode).name;
+  return decodeKernel(shape, paddedDim(shape.headStride), 227 << 10, attentionVariants.decode).name;
 }
 const char* prefillVariantName(const AttentionShape& shape) {
   return choosePrefill(shape, attentionVariants.prefill).name;
@@ -120,10 +139,10 @@ size_t attentionScratchBytes(const AttentionShape& shape, int, int) {
   const PlanGeometry& g = configurationOf(shape).geometry;
   const size_t width = shape.headStride + 2;
   const size_t decode =
-      size_t{2} * g.decodeWorkers * partialFloats(passRowsOf(shape), shape.headStride);
+      size_t{2} * g.decodeBlocks * partialFloats(passRowsOf(shape), shape.headStride);
   const size_t prefill = size_t(prefillPieces(shape, g)) * shape.kvHeads * g.prefillRows * width;
   const size_t counters =
-      std::max(size_t{4} * g.decodeWorkers, size_t(prefillPieces(shape, g)) * shape.kvHeads);
+      std::max(size_t{kPassRows} * g.decodeBlocks, size_t(prefillPieces(shape, g)) * shape.kvHeads);
   if (counters * sizeof(int) > kCounterBytes) {
     throw CudaError("attention: this GPU runs more blocks than there are counters for");
   }
@@ -142,6 +161,14 @@ AttentionPlan planAttention(const AttentionShape& shape, const AttentionBatch& b
   return makePlan(shape, batch, paddedSeqs, graph, configurationOf(shape).geometry, plan);
 }
 
+// Only heads that fill a tile's rows: two columns that are rotated together are then in one thread.
+bool attentionStores(const AttentionShape& shape, const AttentionPlan& plan, const QkvStore& store) {
+  return shape.elem != Elem::F32 && plan.prefillItems == 0 && shape.headDim == paddedDim(shape.headStride) &&
+         packable(shape.elem,
+                  {store.qIn.data, store.kIn.data, store.vIn.data, store.qNorm, store.kNorm, store.cosSin},
+                  {store.qIn.stride, store.kIn.stride, store.vIn.stride});
+}
+
 void attention(const AttentionShape& shape, const AttentionPlan& plan, const AttentionInputs& in,
                const KvLayer& kv, Matrix q, Matrix out, cudaStream_t stream) {
   if (shape.elem == Elem::F32) {
@@ -156,7 +183,7 @@ void attention(const AttentionShape& shape, const AttentionPlan& plan, const Att
 
   // A graph is replayed for other steps: its grid may depend on nothing but the device.
   if (plan.graph || plan.decodeItems > 0) {
-    DecodeArgs a;
+    DecodeArgs a{};
     a.q = q.data;
     a.out = out.data;
     a.qStride = q.stride;
@@ -178,8 +205,15 @@ void attention(const AttentionShape& shape, const AttentionPlan& plan, const Att
     a.blockTiles = shape.blockSize / kTileTokens;
     a.window = shape.window;
     a.scaleLog2 = shape.scale * kLog2E;
-    const int workers = plan.graph ? made.geometry.decodeWorkers : plan.decodeItems;
-    const int blocks = (workers + made.decode.warps - 1) / made.decode.warps;
+    if (in.store) {
+      const QkvStore& store = *in.store;
+      a.q = store.qIn.data;
+      a.qStride = store.qIn.stride;
+      a.fresh = {store.kIn.data, store.vIn.data, store.kIn.stride, store.vIn.stride,
+                 store.qNorm,    store.kNorm,    store.eps,        store.cosSin};
+    }
+    const int blocks = plan.graph ? made.geometry.decodeBlocks
+                                  : (plan.decodeItems + made.decode.warps - 1) / made.decode.warps;
     launch("attention decode", made.decode.function, dim3(blocks), made.decode.warps * 32,
            made.decode.sharedBytes, stream, a);
   }

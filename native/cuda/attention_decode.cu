@@ -1,21 +1,27 @@
 // Attention of one query token a sequence, split over keys (flash-decoding, Dao et al. 2023), with
-// the step's tiles dealt out about evenly to warps as in stream-K (Osama et al. 2023).
+// the step's tiles dealt out about evenly to blocks, and in a block to warps, as in stream-K (Osama et
+// al. 2023).
 //
 // Each warp has its own ring of tiles in shared memory and fills it over the borders of sequences,
 // so that memory never waits for a softmax, a merge or another warp. The keys of a tile, and then the
 // columns of its values, are the 16 rows of an mma and the query heads of a KV head its 8 columns: most
-// models have 2 to 8 of those, and as rows they would leave half of every product and sum unused. A
-// warp that did not have all keys of a head leaves a partial result; the last one to arrive merges them.
+// models have 2 to 8 of those, and as rows they would leave half of every product and sum unused.
+//
+// A warp that did not have all keys of a head leaves a part in shared memory; when all warps of the
+// block are done, they merge parts, row by row. Of a head that several blocks had, the last one to
+// arrive merges what they left in global memory.
 #include "attention_decode.cuh"
-#include "attention_mma.cuh"
-#include "e4m3.cuh"
+
+#include <string>
+
+#include "attention_decode_fresh.cuh"
+#include "attention_decode_parts.cuh"
 #include "launch.h"
 
 namespace millrace::cuda {
 
 namespace {
 
-constexpr unsigned kAll = 0xffffffffu;
 constexpr int kTileHeads = 8;  // columns of an mma
 
 // The reference that exponents are taken against is a maximum of scores, but not renewed for each
@@ -68,10 +74,6 @@ struct Cursor {
   }
 };
 
-__device__ __forceinline__ float* partialAt(const DecodeArgs& a, int slot) {
-  return a.partials + static_cast<int64_t>(slot) * partialFloats(a.passRows, a.headStride);
-}
-
 // Over the lanes that share columns of an mma.
 __device__ __forceinline__ float rowsMax(float x) {
 #pragma unroll
@@ -84,121 +86,11 @@ __device__ __forceinline__ float rowsSum(float x) {
   return x;
 }
 
-template <typename T>
-__device__ __forceinline__ void storePair(T* row, int column, int width, float x, float y) {
-  if (column < width) *reinterpret_cast<uint32_t*>(row + column) = Half2<T>::pack(x, y);
-}
-
-// Merges the partial results of workers first, first + stride, ... of the item that began at worker
-// `first0`, and writes rows of the output, or the merged partial result into the first one's place.
-// Slots: a worker's item that goes on with the next worker and began here has 2 w + 1, one that
-// began before has 2 w. kUnroll parts are read at a time.
-template <typename T, int kDim, int kUnroll>
-__device__ void mergeParts(const DecodeArgs& a, int first0, int first, int stride, int count,
-                           int rows, T* out, int lane) {
-  const int mlAt = a.passRows * a.headStride;
-  auto slotOf = [&](int i) {
-    const int w = first + i * stride;
-    return 2 * w + (w == first0 ? 1 : 0);
-  };
-  for (int r = 0; r < rows; r++) {
-    float top = -INFINITY, sum = 0;
-#pragma unroll
-    for (int base = 0; base < kDim; base += 128) {
-      const int column = base + lane * 4;
-      const bool active = column < a.headStride;
-      float4 acc = make_float4(0, 0, 0, 0);
-      top = -INFINITY;
-      sum = 0;
-      for (int i0 = 0; i0 < count; i0 += kUnroll) {
-        float2 ml[kUnroll];
-        float4 v[kUnroll];
-        float newTop = top;
-#pragma unroll
-        for (int u = 0; u < kUnroll; u++) {
-          ml[u] = make_float2(-INFINITY, 0);
-          v[u] = make_float4(0, 0, 0, 0);
-          if (i0 + u < count) {
-            const float* part = partialAt(a, slotOf(i0 + u));
-            ml[u] = __ldcg(reinterpret_cast<const float2*>(part + mlAt + 2 * r));
-            if (active) {
-              v[u] = __ldcg(reinterpret_cast<const float4*>(part + r * a.headStride + column));
-            }
-          }
-        }
-#pragma unroll
-        for (int u = 0; u < kUnroll; u++) newTop = fmaxf(newTop, ml[u].x);
-        const float ref = finiteOr0(newTop);
-        const float keep = exp2Fast(top - ref);
-        acc.x *= keep, acc.y *= keep, acc.z *= keep, acc.w *= keep;
-        sum *= keep;
-#pragma unroll
-        for (int u = 0; u < kUnroll; u++) {
-          const float weight = exp2Fast(ml[u].x - ref);
-          acc.x += weight * v[u].x;
-          acc.y += weight * v[u].y;
-          acc.z += weight * v[u].z;
-          acc.w += weight * v[u].w;
-          sum += weight * ml[u].y;
-        }
-        top = newTop;
-      }
-      if (!active) continue;
-      if (out != nullptr) {
-        const float inverse = 1.0f / sum;
-        T* row = out + static_cast<int64_t>(r) * a.headDim;
-        storePair(row, column, a.headDim, acc.x * inverse, acc.y * inverse);
-        storePair(row, column + 2, a.headDim, acc.z * inverse, acc.w * inverse);
-      } else {
-        float* part = partialAt(a, slotOf(0));
-        *reinterpret_cast<float4*>(part + r * a.headStride + column) = acc;
-      }
-    }
-    // All lanes have read the first slot's maximum and sum before they are replaced.
-    __syncwarp();
-    if (out == nullptr && lane == 0) {
-      *reinterpret_cast<float2*>(partialAt(a, slotOf(0)) + mlAt + 2 * r) = make_float2(top, sum);
-    }
-  }
-}
-
-// True for the last of `count` warps that come here; its counter is 0 again then.
-__device__ bool lastToArrive(int* counter, int count, int lane) {
-  __threadfence();
-  __syncwarp();
-  int last = 0;
-  if (lane == 0) {
-    last = atomicAdd(counter, 1) == count - 1;
-    if (last) *counter = 0;
-  }
-  last = __shfl_sync(kAll, last, 0);
-  if (last) __threadfence();
-  return last != 0;
-}
-
-// After a worker has stored its partial result of an item that workers first .. last share. Few
-// parts are merged at once; many in groups first, so that no warp reads more than about 2 sqrt(n).
-template <typename T, int kDim, int kUnroll>
-__device__ void arrive(const DecodeArgs& a, int worker, int first, int last, int rows, T* out,
-                       int lane) {
-  const int parts = last - first + 1;
-  const int size = parts <= 8 ? parts : static_cast<int>(ceilf(sqrtf(static_cast<float>(parts))));
-  const int groups = (parts + size - 1) / size;
-  const int group = (worker - first) / size;
-  const int leader = first + group * size;
-  const int inGroup = min(size, parts - group * size);
-  // Counters by leader; one worker may lead in the item that it ends and in the one that it begins.
-  const int counter = 2 * leader + (leader == first ? 1 : 0);
-  if (!lastToArrive(a.counters + 2 * counter, inGroup, lane)) return;
-  mergeParts<T, kDim, kUnroll>(a, first, leader, 1, inGroup, rows, groups == 1 ? out : nullptr, lane);
-  if (groups == 1) return;
-  if (!lastToArrive(a.counters + 2 * (2 * first + 1) + 1, groups, lane)) return;
-  mergeParts<T, kDim, kUnroll>(a, first, first, size, groups, rows, out, lane);
-}
+// ---------------------------------------------------------------- the kernel
 
 // kHeadTiles times 8 query heads are computed at a time.
-template <typename T, bool kFp8, int kDim, int kHeadTiles, int kWarps, int kStages, int kBlocks>
-__global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArgs a) {
+template <typename T, bool kFp8, int kDim, int kHeadTiles, int kWarps, int kStages>
+__global__ __launch_bounds__(kWarps * 32, 1) void decodeKernelOf(DecodeArgs a) {
   using C = typename ComputeOf<T, kFp8>::Type;
   constexpr int kElemBytes = kFp8 ? 1 : 2;  // of keys and values
   constexpr int kRowBytes = kDim * kElemBytes;
@@ -215,13 +107,27 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
   // begin, entry, first, last
   const int4 mine = __ldg(reinterpret_cast<const int4*>(a.workers + worker));
   const int count = __ldg(&a.workers[worker + 1].begin) - mine.x;
+
+  constexpr int kRingBytes = kStages * 2 * kTileBytes;
+  static_assert(kRingBytes >= partialFloats(kHeadTiles * kTileHeads, kDim) * 4, "a part fits a ring");
+  const int partFloats = partialFloats(a.passRows, a.headStride);
+  const Parts<kWarps> parts = {shared, kRingBytes, reinterpret_cast<float*>(shared + kWarps * kRingBytes),
+                               partFloats};
+  constexpr int kFreshBytes = freshBytes<kDim>(kElemBytes);
+  unsigned char* const freshAt =
+      reinterpret_cast<unsigned char*>(parts.ended + kWarps * partFloats) + warp * kFreshBytes;
+  const Turns<kDim> turns(freshAt);
+  unsigned char* const newest = freshAt + Turns<kDim>::kBytes;  // a key and a value
+  Cut* const cuts = reinterpret_cast<Cut*>(freshAt + (kWarps - warp) * kFreshBytes);
+  if (lane == 0) cuts[warp].rows = 0;
+  if (threadIdx.x == 0) cuts[kWarps].rows = 0;
   if (count == 0) {
     waitForPrevious();
+    finishCuts<T, kDim, kWarps>(a, cuts, parts, warp, lane, false);
     return;
   }
 
-  const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) +
-                        warp * (kStages * 2 * kTileBytes);
+  const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + warp * kRingBytes;
   const int copyChunk = lane % kLaneChunks, copyRow = lane / kLaneChunks;
   const int rowBytes = a.headStride * kElemBytes;  // in memory
   const bool copies = copyChunk * 16 < rowBytes;
@@ -240,6 +146,8 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
   // Where 32 tiles of an entry lie for KV head 0, one a lane, counted in tiles: there are fewer than
   // 2^31, as the smallest one has 256 bytes.
   int placesEntry = -1, placesAt = 0, place = 0;
+  const bool fresh = a.fresh.keys != nullptr;
+  int places = 0;  // lane s: where the tile of stage s lies
 
   auto produce = [&](int stage) {
     if (load.entry != placesEntry || load.tile < placesAt || load.tile >= placesAt + 32) {
@@ -252,13 +160,14 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
       place = (id * a.kvHeads - block) * a.blockTiles + tile;
     }
     const int at = __shfl_sync(kAll, place, load.tile - placesAt) + load.kvHead * a.blockTiles;
+    if (lane == stage) places = at;
     const int64_t offset = static_cast<int64_t>(at) * (kTileTokens * rowBytes) +
                            (copyRow * rowBytes + copyChunk * 16);
     const char* keys = static_cast<const char*>(a.keys) + offset;
     const char* values = static_cast<const char*>(a.values) + offset;
     const uint32_t target = ring + stage * (2 * kTileBytes);
     const int token = (load.firstTile + load.tile) * kTileTokens;
-    const int low = load.keyLow(a) - token, high = load.context - token;
+    const int low = load.keyLow(a) - token, high = load.context - (fresh ? 1 : 0) - token;
     if (!copies) return;
     const auto copyAll = [&](int step) {
 #pragma unroll
@@ -294,16 +203,24 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
     copyAsyncCommit();
   };
 
-  // The ring is filled before the kernel ahead has ended, up to the first tile that it may write to.
-  // That one stores the step's queries and the newest key and value of each sequence, in the last tile
-  // of an entry. All else was there before it began: the plan and the block tables are copied ahead of
+  const int g = lane >> 2, t = lane & 3;
+  // Where a thread's pairs of a query are. Of e4m3 it has four neighboring columns of a key: queries follow.
+  const auto columnOf = [&](int n, int i) { return n * 16 + (kFp8 ? 4 * t + 2 * i : 2 * t + 8 * i); };
+  if (fresh) {
+    turns.loadWeights(a.fresh, lane);
+    turns.loadRotation(a.fresh, use.context - 1, lane);
+  }
+
+  // The ring is filled before the kernel ahead has ended, up to the first tile that it may write to: where
+  // that one stores the newest key and value of each sequence, the last tile of an entry. Where this one
+  // does, there is none. All else was there before it began: the plan and the block tables are copied ahead of
   // a step's first kernel, older keys come from earlier steps (blocks are shared with other sequences
   // only when the step that fills them has ended), and a launch overlaps no kernel but the one ahead,
   // which lets it in after its own wait.
   bool waited = false;
 #pragma unroll 1
   for (int s = 0; s < kStages - 1; s++) {
-    if (!waited && (loaded == count || load.newest())) {
+    if (!waited && (loaded == count || (load.newest() && !fresh))) {
       waitForPrevious();
       waited = true;
     }
@@ -311,13 +228,13 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
   }
   if (!waited) waitForPrevious();
 
-  const int g = lane >> 2, t = lane & 3;
   // Both are the first operand here, of which the names say the second: keys are read by the map of
   // queries, and transposed values by that of keys, but of e4m3 in the order of its two words a step.
   const uint32_t keysLane = laneOfValues<kRowBytes>(lane);
   const uint32_t valuesLane = kFp8 ? keysLane : laneOfKeys<kRowBytes>(lane);
   int stage = 0;
-  for (int done = 0; done < count;) {
+  bool cut = false;  // an item of which this warp has a part only
+  for (int done = 0;;) {
     // An item, or as much of it as the stretch has.
     const int tiles = min(use.tiles - use.tile, count - done);
     const bool begun = use.tile == 0, ended = use.tile + tiles == use.tiles;
@@ -336,23 +253,41 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
       for (int n = 0; n < kSteps; n++) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          // Of e4m3 a thread has four neighboring columns of a key: queries follow.
-          const int row = h * kTileHeads + g;
-          const int column = n * 16 + (kFp8 ? 4 * t + 2 * i : 2 * t + 8 * i);
+          const int row = h * kTileHeads + g, column = columnOf(n, i);
           q[h][n][i] = 0;
           // Not by the read-only path: the kernel ahead may write them while this one runs.
           if (row < rows && column < a.headDim) {
-            q[h][n][i] = converted<T, C>(
-                *reinterpret_cast<const uint32_t*>(queries + row * a.headDim + column));
+            q[h][n][i] = *reinterpret_cast<const uint32_t*>(queries + row * a.headDim + column);
           }
         }
+      }
+    }
+    if (fresh) {
+      Newest<T, kFp8, kDim> made;
+      if (ended) made.load(a.fresh, use.row, use.kvHead, lane);
+      __syncwarp();  // all see what the others loaded of `turns`
+#pragma unroll
+      for (int h = 0; h < kHeadTiles; h++) turnQuery<T, kDim>(a.fresh, turns, columnOf, q[h]);
+      if (ended) made.store(a.fresh, turns, lane, newest);
+    }
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; h++) {
+#pragma unroll
+      for (int n = 0; n < kSteps; n++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) q[h][n][i] = converted<T, C>(q[h][n][i]);
       }
     }
 
     for (const int end = use.tile + tiles; use.tile < end; use.tile++) {
       copyAsyncWait<kStages - 2>();
       __syncwarp();
+      const int at = __shfl_sync(kAll, places, stage);
       fill(stage == 0 ? kStages - 1 : stage - 1);
+      if (fresh && use.newest()) {
+        placeNewest<kRowBytes, kTileBytes>(a, newest, shared + warp * kRingBytes + stage * (2 * kTileBytes), at,
+                                           (use.context - 1) % kTileTokens, lane);
+      }
 
       // Scores of 16 keys, in two sums each to shorten the chain.
       const uint32_t tileK = ring + stage * (2 * kTileBytes), tileV = tileK + kTileBytes;
@@ -484,9 +419,11 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
         }
       }
     }
-    T* out = static_cast<T*>(a.out) + use.row * a.outStride + firstHead * a.headDim;
+    const int64_t outAt = use.row * a.outStride + firstHead * a.headDim;
+    T* out = static_cast<T*>(a.out) + outAt;
     const bool whole = begun && ended;
-    float* part = partialAt(a, 2 * worker + (begun ? 1 : 0));
+    float* part = ended ? parts.endedOf(warp) : parts.goingOnOf(warp);
+    if (!ended) __syncwarp();  // the last tile has been read, and none is on its way to the ring
 #pragma unroll
     for (int h = 0; h < kHeadTiles; h++) {
 #pragma unroll
@@ -510,97 +447,97 @@ __global__ __launch_bounds__(kWarps * 32, kBlocks) void decodeKernelOf(DecodeArg
         }
       }
     }
-    if (!whole) {
-      // As the registers of so many warps allow.
-      constexpr int kUnroll = kWarps * kBlocks > 12 ? 4 : 8;
-      arrive<T, kDim, kUnroll>(a, worker, begun ? worker : mine.z, ended ? worker : mine.w, rows, out,
-                               lane);
+    if (!whole && lane == 0) {
+      const int firstOfBlock = worker - warp;
+      if (!ended && (begun || warp == 0)) {
+        const int last = min(mine.w - firstOfBlock, kWarps - 1);
+        cuts[warp] = {warp, last, begun ? worker : mine.z, mine.w, rows, outAt};
+      } else if (ended && warp == 0) {
+        cuts[kWarps] = {0, 0, mine.z, worker, rows, outAt};
+      }
     }
+    cut = cut || !whole;
     done += tiles;
-    if (done < count) use.nextItem(a);
+    if (done == count) break;
+    use.nextItem(a);
+    if (fresh) {
+      __syncwarp();  // all have read the rotation before
+      turns.loadRotation(a.fresh, use.context - 1, lane);
+    }
   }
+  finishCuts<T, kDim, kWarps>(a, cuts, parts, warp, lane, cut);
 }
 
-// kBlocks is how many blocks an SM of Hopper has room for.
-template <typename T, bool kFp8, int kDim, int kHeadTiles, int kWarps, int kStages, int kBlocks>
-DecodeKernel variantOf(const char* name) {
-  return {decodeKernelOf<T, kFp8, kDim, kHeadTiles, kWarps, kStages, kBlocks>, kWarps,
-          size_t{kWarps} * kStages * 2 * kTileTokens * kDim * (kFp8 ? 1 : 2), name};
+// Warps of a block and stages of their rings. An SM has room for one block.
+template <int kWarps_, int kStages_>
+struct Division {
+  static constexpr int kWarps = kWarps_, kStages = kStages_;
+};
+
+template <typename T, bool kFp8, int kDim, int kHeadTiles, class D>
+DecodeKernel kernelOf(int rows) {
+  static const std::string name =
+      std::to_string(D::kWarps) + " warps, " + std::to_string(D::kStages) + " stages";
+  constexpr int kElemBytes = kFp8 ? 1 : 2;
+  constexpr size_t ring = D::kStages * 2 * kTileTokens * kDim * kElemBytes;
+  const size_t part = partialFloats(rows, kDim) * sizeof(float);
+  return {decodeKernelOf<T, kFp8, kDim, kHeadTiles, D::kWarps, D::kStages>, D::kWarps,
+          D::kWarps * (ring + part + freshBytes<kDim>(kElemBytes)) + (D::kWarps + 1) * sizeof(Cut),
+          name.c_str()};
 }
 
-// An SM of Hopper has 227 KB for tiles, of which a block takes at most 96: that fits the 100 KB of
-// other GPUs.
-template <typename T, int kHeadTiles>
-DecodeKernel pick(int dim, int variant) {
-  if (variant == 0) {
-    if (dim == 64) {
-      return variantOf<T, false, 64, kHeadTiles, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
-    }
-    if (dim == 128) {
-      return variantOf<T, false, 128, kHeadTiles, 4, 3, 2>("4 warps, 3 stages, 2 blocks");
-    }
-    return variantOf<T, false, 256, kHeadTiles, 2, 3, 2>("2 warps, 3 stages, 2 blocks");
+// The first that a block may have the shared memory for; with `variant`, that one of the others.
+template <typename T, bool kFp8, int kDim, int kHeadTiles, class... Divisions>
+DecodeKernel pickOf(int rows, size_t mostShared, int variant) {
+  const DecodeKernel all[] = {kernelOf<T, kFp8, kDim, kHeadTiles, Divisions>(rows)...};
+  for (const DecodeKernel& kernel : all) {
+    if (kernel.sharedBytes <= mostShared && variant-- <= 0) return kernel;
   }
-#ifdef MILLRACE_ATTENTION_EXPERIMENTS
-  if constexpr (kHeadTiles == 1) {
-    if (dim == 128) {
-      if (variant == 1) return variantOf<T, false, 128, 1, 3, 3, 3>("3 warps, 3 stages, 3 blocks");
-      if (variant == 2) return variantOf<T, false, 128, 1, 4, 2, 3>("4 warps, 2 stages, 3 blocks");
-    }
-    if (dim == 64) {
-      if (variant == 1) return variantOf<T, false, 64, 1, 4, 4, 3>("4 warps, 4 stages, 3 blocks");
-      if (variant == 2) return variantOf<T, false, 64, 1, 4, 3, 4>("4 warps, 3 stages, 4 blocks");
-    }
-  }
-#endif
   return {nullptr, 0, 0, nullptr};
 }
 
-// A tile has half the bytes at the same latency: more warps to hide it, not more stages.
+// The first is for Hopper; with many heads, and on other GPUs, which have down to 100 KB, what follows. Few
+// bytes on their way keep memory busy, and more are no gain: some SMs then get them earlier than others, and
+// the step waits for the last. Times: dev/attention.md.
 template <typename T, int kHeadTiles>
-DecodeKernel pickFp8(int dim, int variant) {
-  if (variant == 0) {
-    // Twice the sums do not fit the registers of 16 warps.
+DecodeKernel pick(bool fp8, int dim, int rows, size_t most, int variant) {
+  if (fp8 && dim == 64) return pickOf<T, true, 64, kHeadTiles, Division<8, 4>, Division<4, 4>>(rows, most, variant);
+  if (fp8 && dim == 128) {
     if constexpr (kHeadTiles == 1) {
-      if (dim == 64) return variantOf<T, true, 64, 1, 4, 6, 4>("4 warps, 6 stages, 4 blocks");
-      if (dim == 128) return variantOf<T, true, 128, 1, 4, 3, 4>("4 warps, 3 stages, 4 blocks");
+      return pickOf<T, true, 128, 1, Division<16, 2>, Division<8, 2>, Division<4, 4>>(rows, most, variant);
     } else {
-      if (dim == 64) return variantOf<T, true, 64, 2, 4, 8, 3>("4 warps, 8 stages, 3 blocks");
-      if (dim == 128) return variantOf<T, true, 128, 2, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
-    }
-    return variantOf<T, true, 256, kHeadTiles, 4, 3, 2>("4 warps, 3 stages, 2 blocks");
-  }
-#ifdef MILLRACE_ATTENTION_EXPERIMENTS
-  if constexpr (kHeadTiles == 1) {
-    if (dim == 128) {
-      if (variant == 1) return variantOf<T, true, 128, 1, 4, 4, 3>("4 warps, 4 stages, 3 blocks");
-      if (variant == 2) return variantOf<T, true, 128, 1, 4, 6, 2>("4 warps, 6 stages, 2 blocks");
-    }
-    if (dim == 64) {
-      if (variant == 1) return variantOf<T, true, 64, 1, 4, 8, 3>("4 warps, 8 stages, 3 blocks");
-      if (variant == 2) return variantOf<T, true, 64, 1, 4, 4, 4>("4 warps, 4 stages, 4 blocks");
+      return pickOf<T, true, 128, 2, Division<8, 4>, Division<4, 3>>(rows, most, variant);
     }
   }
-#endif
-  return {nullptr, 0, 0, nullptr};
-}
-
-template <typename T, int kHeadTiles>
-DecodeKernel pickOf(bool fp8, int dim, int variant) {
-  return fp8 ? pickFp8<T, kHeadTiles>(dim, variant) : pick<T, kHeadTiles>(dim, variant);
+  if (fp8) {
+    if constexpr (kHeadTiles == 1) {
+      return pickOf<T, true, 256, 1, Division<8, 2>, Division<2, 3>>(rows, most, variant);
+    } else {
+      return pickOf<T, true, 256, 2, Division<4, 3>, Division<2, 3>>(rows, most, variant);
+    }
+  }
+  if (dim == 64) {
+    return pickOf<T, false, 64, kHeadTiles, Division<8, 4>, Division<4, 4>>(rows, most, variant);
+  }
+  if (dim == 128) {
+    return pickOf<T, false, 128, kHeadTiles, Division<8, 3>, Division<8, 2>, Division<4, 2>,
+                  Division<2, 3>>(rows, most, variant);
+  }
+  return pickOf<T, false, 256, kHeadTiles, Division<4, 3>, Division<4, 2>, Division<2, 2>, Division<1, 3>>(
+      rows, most, variant);
 }
 
 }  // namespace
 
-DecodeKernel decodeKernel(const AttentionShape& shape, int dim, int variant) {
+DecodeKernel decodeKernel(const AttentionShape& shape, int dim, size_t mostShared, int variant) {
   static_assert(kPassRows == 2 * kTileHeads, "passes have one or two tiles of heads");
-  const bool one = passRowsOf(shape) <= kTileHeads;
-  if (shape.elem == Elem::BF16) {
-    return one ? pickOf<__nv_bfloat16, 1>(shape.fp8, dim, variant)
-               : pickOf<__nv_bfloat16, 2>(shape.fp8, dim, variant);
-  }
-  return one ? pickOf<__half, 1>(shape.fp8, dim, variant)
-             : pickOf<__half, 2>(shape.fp8, dim, variant);
+  const int rows = passRowsOf(shape);
+  const auto of = [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    return rows <= kTileHeads ? pick<T, 1>(shape.fp8, dim, rows, mostShared, variant)
+                              : pick<T, 2>(shape.fp8, dim, rows, mostShared, variant);
+  };
+  return shape.elem == Elem::BF16 ? of(TypeTag<__nv_bfloat16>{}) : of(TypeTag<__half>{});
 }
 
 }  // namespace millrace::cuda

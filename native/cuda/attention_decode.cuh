@@ -4,12 +4,24 @@
 
 namespace millrace::cuda {
 
+// Queries, keys and values of the step's tokens as the projection left them: rows by token. With `keys` null
+// queries are ready and the cache has the keys and values.
+struct NewTokens {
+  const void* keys;
+  const void* values;
+  int64_t keyStride, valueStride;
+  const float* qNorm;  // or null
+  const float* kNorm;
+  float eps;
+  const float2* cosSin;  // [position][headDim / 2], or null
+};
+
 struct DecodeArgs {
   const void* q;
   void* out;
   int64_t qStride, outStride;
-  const void* keys;
-  const void* values;
+  void* keys;
+  void* values;
   const int* blockTables;
   const int* blockTableStart;
   const DecodeWorker* workers;
@@ -19,6 +31,7 @@ struct DecodeArgs {
   int kvHeads, group, passes, passRows;
   int headDim, headStride, blockTiles, window;
   float scaleLog2;
+  NewTokens fresh;
 };
 
 // A kernel of a list of alternatives; `0` is the product's choice (dev/attention.md has the times).
@@ -28,7 +41,8 @@ struct DecodeKernel {
   size_t sharedBytes;
   const char* name;
 };
-// dim: 64, 128 or 256, at least headStride. function is null where there is no such variant.
-DecodeKernel decodeKernel(const AttentionShape& shape, int dim, int variant);
+// dim: 64, 128 or 256, at least headStride. mostShared: bytes that a block may have. function is null where
+// there is no such variant.
+DecodeKernel decodeKernel(const AttentionShape& shape, int dim, size_t mostShared, int variant);
 
 }  // namespace millrace::cuda

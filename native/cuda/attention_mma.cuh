@@ -6,6 +6,8 @@
 
 namespace millrace::cuda {
 
+constexpr unsigned kAll = 0xffffffffu;  // lanes of a warp
+
 __device__ __forceinline__ float exp2Fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -56,12 +58,12 @@ __device__ __forceinline__ uint32_t converted(uint32_t two) {
 }
 
 __device__ __forceinline__ float quadMax(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+  x = fmaxf(x, __shfl_xor_sync(kAll, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kAll, x, 2));
 }
 __device__ __forceinline__ float quadSum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+  x += __shfl_xor_sync(kAll, x, 1);
+  return x + __shfl_xor_sync(kAll, x, 2);
 }
 
 // For exponents: a row that has seen no key has the maximum -inf, and -inf - -inf is not a number.

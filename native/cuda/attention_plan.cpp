@@ -68,14 +68,15 @@ struct ItemCursor {
   }
 };
 
-// Chooses where the stretches end, one after the other.
+// Chooses where the stretches of so many workers end, one after the other, in a part of the line. A worker
+// is a warp, or a block of `warps`.
 class Borders {
  public:
-  Borders(const ItemCursor& first, int64_t tiles, int workers)
-      : ahead_(first), rest_(tiles), left_(workers) {
+  Borders(const ItemCursor& first, int64_t tiles, int workers, int warps)
+      : ahead_(first), rest_(tiles), left_(workers), warps_(warps) {
     if (workers == 0) return;
     const int64_t even = (tiles + workers - 1) / workers;
-    cap_ = std::max(even, std::min(even + kSnapTiles, tiles * 11 / (10 * workers)));
+    cap_ = std::max(even, std::min(even + kSnapTiles * warps, tiles * 11 / (10 * workers)));
     setEven();
   }
   // Of the worker that starts at `begin`, with `toItemEnd` tiles left of the item there.
@@ -89,33 +90,35 @@ class Borders {
       while (ahead_.end <= begin + cap_ && ahead_.entry < ahead_.count) ahead_.next();
       if (ahead_.begin - begin >= even_ - spare_) length = ahead_.begin - begin;
     }
+    // Warps that are idle are the last of all: nobody waits for their parts.
+    if (warps_ == 1) length = std::min(length, rest_ - (left_ - 1));
     // A shorter stretch must not leave the others more than they may have.
-    if (length == 0 || rest_ - length > (left_ - 1) * cap_) {
+    if (length <= 0 || rest_ - length > (left_ - 1) * cap_) {
       if (stale_) setEven();
       length = static_cast<int64_t>(even_);
       if (length < even_) length++;
     }
+    // When the others have taken more than even, the last blocks are idle rather than nearly so.
+    if (warps_ > 1) length = std::max(length, cap_ / 2);
+    length = std::min(length, rest_);
     stale_ = true;
     rest_ -= length;
     left_--;
     return length;
   }
 
-  // The item that was looked at last, as a rule close to the end of the stretch.
-  const ItemCursor& near() const { return ahead_; }
-
  private:
   void setEven() {
     even_ = static_cast<double>(rest_) / left_;
     perEven_ = 1 / even_;
     // How much less than even is worth an item that is not cut.
-    spare_ = std::min(even_ / 4, 8.0);
+    spare_ = std::min(even_ / 4, 8.0 * warps_);
     stale_ = false;
   }
 
   ItemCursor ahead_;  // begins at the last end of an item within the cap
   int64_t rest_, cap_ = 0;
-  int left_;
+  int left_, warps_;
   double even_ = 0, perEven_ = 0, spare_ = 0;
   bool stale_ = false;
 };
@@ -141,26 +144,29 @@ void planDecode(const AttentionShape& shape, const AttentionBatch& batch, const 
                                 " tiles of 16 keys, more than 2^31 - 1");
   }
   const int most = static_cast<int>(
-      std::min<int64_t>(g.decodeWorkers, (tiles + kMinWorkerTiles - 1) / kMinWorkerTiles));
+      std::clamp<int64_t>(tiles / (kMinWarpTiles * g.decodeWarps), 1, g.decodeBlocks));
 
   ItemCursor item{entries, count, passes, static_cast<int>(start)};
   item.enter();
-  Borders borders(item, tiles, most);
+  Borders blocks(item, tiles, most, g.decodeWarps);
   int w = 0, first = 0;  // first: the worker that began the item
-  int64_t begin = 0;
-  for (; begin < tiles; w++) {
-    const int64_t end = begin + borders.lengthFrom(begin, item.end - begin);
-    workers[w] = {static_cast<int>(begin), item.entry, first, w};
-    if (item.end <= end) {
-      for (int v = first; v < w; v++) workers[v].last = w;
-      if (borders.near().begin <= end && borders.near().begin > item.begin) item = borders.near();
-      while (item.entry < count && item.end <= end) item.next();
-      // The next worker begins an item, or goes on with one that begins within this stretch.
-      first = item.begin < end ? w : w + 1;
+  for (int64_t begin = 0; begin < tiles;) {
+    const int64_t blockEnd = begin + blocks.lengthFrom(begin, item.end - begin);
+    const auto warps = static_cast<int>(std::min<int64_t>(g.decodeWarps, blockEnd - begin));
+    Borders borders(item, blockEnd - begin, warps, 1);
+    for (; begin < blockEnd; w++) {
+      const int64_t end = begin + borders.lengthFrom(begin, std::min(item.end, blockEnd) - begin);
+      workers[w] = {static_cast<int>(begin), item.entry, first, w};
+      if (item.end <= end) {
+        for (int v = first; v < w; v++) workers[v].last = w;
+        while (item.entry < count && item.end <= end) item.next();
+        // The next worker begins an item, or goes on with one that begins within this stretch.
+        first = item.begin < end ? w : w + 1;
+      }
+      begin = end;
     }
-    begin = end;
   }
-  for (int v = w; v <= g.decodeWorkers; v++) workers[v] = {static_cast<int>(tiles), count, v, v};
+  for (int v = w; v <= g.decodeWorkers(); v++) workers[v] = {static_cast<int>(tiles), count, v, v};
   result.decodeItems = w;
   result.decodeSeqs = count;
 }
@@ -230,7 +236,7 @@ int prefillPieces(const AttentionShape& shape, const PlanGeometry& g) {
 }
 
 size_t planEntriesAt(const PlanGeometry& g) {
-  return sizeof(DecodeWorker) * (g.decodeWorkers + 1);
+  return sizeof(DecodeWorker) * (g.decodeWorkers() + 1);
 }
 size_t planItemsAt(const PlanGeometry& g, int entries) {
   return planEntriesAt(g) + sizeof(DecodeEntry) * entries;

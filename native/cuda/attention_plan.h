@@ -10,27 +10,29 @@ namespace millrace::cuda {
 
 // Decode. A tile is 16 tokens of one sequence for one pass over one KV head (a pass serves up to 16
 // query heads, the columns of two mma). All tiles of the step form one line, ordered by sequence, then
-// pass, then position; every worker (a warp of the persistent grid) takes a stretch of it, all of
-// about the same length. So one sequence of 100,000 tokens and 255 short ones fill the machine alike.
-// The tiles of one sequence and pass are an item. Stretches end where items end if that makes the
-// longest one at most kSnapTiles and a tenth longer: what is not cut needs no partial results.
+// pass, then position; every block of the persistent grid takes a stretch of it, all of about the same
+// length, and its warps, the workers, take about even parts of that. So one sequence of 100,000 tokens and
+// 255 short ones fill the machine alike. The tiles of one sequence and pass are an item. Stretches end
+// where items end if that makes the longest one at most kSnapTiles (times the warps, of a block's) and a
+// tenth longer: what is not cut needs no merge. Parts of one block are merged in its shared memory, those
+// of several blocks, which costs more, in global memory.
 constexpr int kTileTokens = 16;
 constexpr int kPassRows = 16;
-// A worker gets at least this many tiles while there are few: partial results cost too.
-constexpr int kMinWorkerTiles = 4;
+// A block gets at least so many tiles for each of its warps while there are few.
+constexpr int kMinWarpTiles = 3;
 constexpr int kSnapTiles = 2;
 
 // The front of the scratch: counters of arrived parts, 0 before and after every launch.
 constexpr size_t kCounterBytes = 128 << 10;
 
-// Floats of one partial result of a decode: the rows, then a maximum and a sum for each; a multiple of 4,
-// as they are read 16 bytes at a time.
+// Floats of a part of a decode's item: the rows, then a maximum and a sum for each; a multiple of 4, as they
+// are read 16 bytes at a time.
 constexpr int partialFloats(int rows, int headStride) {
   return (rows * (headStride + 2) + 3) / 4 * 4;
 }
 
 struct DecodeWorker {
-  int begin;  // first tile on the line; the next worker's `begin` ends it; idle ones have none
+  int begin;  // first tile on the line; the next worker's `begin` ends it; idle ones, the last, have none
   int entry;  // the DecodeEntry that holds it
   int first;  // the worker that has the first tile of the item that this one begins with
   int last;   // the worker that has the last tile of the item that this one ends with
@@ -56,9 +58,11 @@ struct PrefillItem {
 
 // What the planner must know of the device and of the kernels that were chosen for it.
 struct PlanGeometry {
-  int decodeWorkers;  // warps of the persistent grid
+  int decodeBlocks, decodeWarps;  // of the persistent grid, and of each of them
   int prefillRows, prefillKeys;
   int prefillResident;  // blocks that run at a time
+
+  int decodeWorkers() const { return decodeBlocks * decodeWarps; }
 };
 
 int tileFirst(int context, int window);  // of the tiles that a decode reads

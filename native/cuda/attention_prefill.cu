@@ -13,7 +13,6 @@ namespace millrace::cuda {
 
 namespace {
 
-constexpr unsigned kAll = 0xffffffffu;
 
 // kRowTiles: tiles of 16 rows a warp. Two of them use each loaded key fragment twice, but leave no
 // registers for the queries, which then stay in shared memory.

@@ -9,7 +9,6 @@
 
 namespace millrace::cuda::hopper_prefill {
 
-constexpr unsigned kAll = 0xffffffffu;
 constexpr int kWarpgroup = 128;
 // The tokens of a copy: whatever the size of the cache's blocks, so many lie together.
 constexpr int kBox = 16;

@@ -157,7 +157,11 @@ struct AttentionInputs {
   const int* blockTableStart;  // [S + 1]
   const void* plan;            // what planAttention wrote
   void* scratch;
+  // What qkvStore would have done with the step's tokens before; null: it has. See attentionStores.
+  const QkvStore* store = nullptr;
 };
+// Whether attention can do `store` itself, which saves a launch: in a step of decodes only.
+bool attentionStores(const AttentionShape& shape, const AttentionPlan& plan, const QkvStore& store);
 // q, out [T, heads * headDim]. Rows of padding are written too (zeros) or left alone, never read.
 void attention(const AttentionShape& shape, const AttentionPlan& plan, const AttentionInputs& in,
                const KvLayer& kv, Matrix q, Matrix out, cudaStream_t stream);

@@ -136,14 +136,28 @@ void Runner::runList(const List& ops, int rows, const int* rowTokens, const Stag
   for (size_t i = 0; i < ops.size();) {
     const Instruction& op = ops[i];
     const ChainTiles* tiles = chainTilesOf(op, rows);
+    int done = 1;
     if (tiles) {
       hopperChain(chainCall(&op, op.chained), *tiles, rows, stream_);
+      done = op.chained;
+    } else if (op.kind == OpKind::QkvStore && storesWithAttention(op, ops[i + 1], staging)) {
+      const QkvStore store = storeCall(op, staging.layout());
+      attend(ops[i + 1], rows, staging, &store);
+      done = 2;
     } else {
       execute(op, rows, rowTokens, staging);
     }
-    mark(static_cast<int>(op.kind));  // of a chain, its first product's
-    i += tiles ? op.chained : 1;
+    // Of several that one launch does the last, but of a chain its first product's.
+    mark(static_cast<int>(tiles ? op.kind : ops[i + done - 1].kind));
+    i += done;
   }
+}
+
+bool Runner::storesWithAttention(const Instruction& op, const Instruction& next,
+                                 const Staging& staging) const {
+  return next.kind == OpKind::Attention && next.layer == op.layer && next.x == op.out &&
+         elem_ != Elem::F32 &&
+         attentionStores(shapes_[next.shape], staging.plans()[next.shape], storeCall(op, staging.layout()));
 }
 
 void Runner::execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging) {
@@ -163,9 +177,9 @@ void Runner::execute(const Instruction& op, int rows, const int* rowTokens, cons
     case OpKind::Add:
       return add(elem_, matrix(op.x), matrix(op.residual), rows, matrix(op.out), stream_);
     case OpKind::QkvStore:
-      return qkv(op, rows, staging.layout());
+      return qkvStore(elem_, storeCall(op, staging.layout()), rows, stream_);
     case OpKind::Attention:
-      return attend(op, rows, staging);
+      return attend(op, rows, staging, nullptr);
     case OpKind::SiluMul:
       if (op.toFp8) {
         return fp8SiluMul(elem_, matrix(op.x), op.out.width, rows, fp8Rows(op.out.width), stream_);
@@ -194,7 +208,7 @@ void Runner::linear(const Instruction& op, int rows) {
   gemm_.run(op.product, productCall(op), rows, stream_);
 }
 
-void Runner::qkv(const Instruction& op, int rows, const StagingLayout& layout) {
+QkvStore Runner::storeCall(const Instruction& op, const StagingLayout& layout) const {
   QkvStore step{};
   step.qIn = matrix(op.x);
   step.kIn = matrix(op.key);
@@ -208,10 +222,10 @@ void Runner::qkv(const Instruction& op, int rows, const StagingLayout& layout) {
   step.slots = stagedInts(layout.slots);
   step.heads = op.heads;
   step.kv = layers_[op.layer];
-  qkvStore(elem_, step, rows, stream_);
+  return step;
 }
 
-void Runner::attend(const Instruction& op, int rows, const Staging& staging) {
+void Runner::attend(const Instruction& op, int rows, const Staging& staging, const QkvStore* store) {
   const StagingLayout& layout = staging.layout();
   const AttentionShape& shape = shapes_[op.shape];
   AttentionInputs in{};
@@ -220,6 +234,7 @@ void Runner::attend(const Instruction& op, int rows, const Staging& staging) {
   in.blockTables = stagedInts(layout.blockTables);
   in.blockTableStart = stagedInts(layout.blockTableStart);
   in.scratch = at(map_.attentionScratch);
+  in.store = store;
   if (elem_ == Elem::F32) {
     attentionPlain(shape, in, stagedInts(layout.rowSeq), stagedInts(layout.positions), rows,
                    layers_[op.layer], matrix(op.x), matrix(op.out), stream_);

@@ -96,8 +96,11 @@ class Runner {
   void runList(const List& ops, int rows, const int* rowTokens, const Staging& staging);
   void execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging);
   void linear(const Instruction& op, int rows);
-  void qkv(const Instruction& op, int rows, const StagingLayout& layout);
-  void attend(const Instruction& op, int rows, const Staging& staging);
+  QkvStore storeCall(const Instruction& op, const StagingLayout& layout) const;
+  // Whether attention, the instruction after it, can do it; attention's own launch does then.
+  bool storesWithAttention(const Instruction& op, const Instruction& next, const Staging& staging) const;
+  // store: what attention is to store first; null if that is done.
+  void attend(const Instruction& op, int rows, const Staging& staging, const QkvStore* store);
   void mixture(const Instruction& op, int rows);
   void sampleGroup(Slot& slot, const RaggedGroup& group);
   void fetchLogits(Slot& slot, int firstRow, int rows);

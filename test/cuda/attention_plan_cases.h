@@ -2,9 +2,10 @@
 // tile of every pass belongs to exactly one worker or item, and the kernels' arithmetic about who
 // holds what agrees with the plan.
 #pragma once
-#include <cmath>
+#include <algorithm>
 #include <cstdio>
 #include <map>
+#include <numeric>
 #include <random>
 #include <set>
 #include <string>
@@ -27,6 +28,12 @@ struct Batch {
   int tokens() const { return queryStart.back(); }
   AttentionBatch view() const { return {seqs(), queryStart.data(), contextLens.data()}; }
 };
+
+// Whether the longest of some stretches is longer than the plan says.
+inline bool tooLong(int64_t longest, int64_t tiles, int64_t workers, int64_t snap) {
+  const int64_t even = (tiles + workers - 1) / workers;
+  return longest > even && (longest > even + snap || longest * workers * 10 > tiles * 11);
+}
 
 // Empty if all is well.
 inline std::string decodeProblem(const AttentionShape& shape, const Batch& batch,
@@ -52,15 +59,16 @@ inline std::string decodeProblem(const AttentionShape& shape, const Batch& batch
     const int tiles = (context + 15) / 16 - low / 16;
     for (int p = 0; p < passes; p++) owners.emplace_back(tiles, -1);
   }
-  int longest = 0;
-  for (int w = 0; w < g.decodeWorkers; w++) {
+  const int W = g.decodeWarps;
+  std::vector<std::vector<int>> counts(g.decodeBlocks);  // of each block's warps
+  for (int w = 0; w < g.decodeWorkers(); w++) {
     const int begin = workers[w].begin, count = workers[w + 1].begin - begin;
     if (w >= made.decodeItems) {
       if (count != 0) return "an idle worker with tiles";
       continue;
     }
     if (count < 1) return "an idle worker among others";
-    longest = std::max(longest, count);
+    counts[w / W].push_back(count);
     // As the kernel walks.
     int entry = workers[w].entry;
     if (entry >= made.decodeSeqs) return "entry of a worker";
@@ -79,15 +87,17 @@ inline std::string decodeProblem(const AttentionShape& shape, const Batch& batch
       if (++entry < made.decodeSeqs) tiles = static_cast<int>(owners[entry * passes].size());
     }
   }
-  const int64_t line = workers[g.decodeWorkers].begin;
-  if (line > 0) {
-    const int64_t most = std::min<int64_t>(g.decodeWorkers, (line + 3) / 4);
-    const int64_t even = (line + most - 1) / most;
-    if (longest > even && (longest > even + 2 || longest * most * 10 > line * 11)) {
-      return "a worker with too much";
+  const int64_t line = workers[g.decodeWorkers()].begin;
+  const int64_t most = std::clamp<int64_t>(line / (3 * W), 1, g.decodeBlocks);
+  for (const std::vector<int>& warps : counts) {
+    if (warps.empty()) continue;
+    const int64_t tiles = std::accumulate(warps.begin(), warps.end(), int64_t{0});
+    if (tooLong(tiles, line, most, 2 * W)) return "a block with too much";
+    if (tooLong(*std::max_element(warps.begin(), warps.end()), tiles, std::min<int64_t>(W, tiles), 2)) {
+      return "a warp with too much: " + std::to_string(*std::max_element(warps.begin(), warps.end())) + " of " + std::to_string(tiles) + " in " + std::to_string(warps.size()) + " of " + std::to_string(W) + " even block " + std::to_string(line / most);
     }
   }
-  // Whom a worker with a part of an item takes for the others, and the counters they meet at.
+  // Whom a worker with a part of an item takes for the others, and the counters that blocks meet at.
   std::set<int> slots, leaders;
   int64_t at = 0;
   for (const auto& tiles : owners) {
@@ -101,18 +111,11 @@ inline std::string decodeProblem(const AttentionShape& shape, const Batch& batch
       if (w > first && workers[w].first != first) return "first worker of an item";
       if (w < last && workers[w].last != last) return "last worker of an item";
     }
-    if (first == last) continue;
-    for (int w = first; w <= last; w++) {
-      const int slot = 2 * w + (w == first ? 1 : 0);
-      if (slot >= 2 * g.decodeWorkers) return "a slot past the end";
-      if (!slots.insert(slot).second) return "a slot twice";
+    if (first / W == last / W) continue;
+    for (int block = first / W; block <= last / W; block++) {
+      if (!slots.insert(2 * block + (block == first / W ? 1 : 0)).second) return "a slot twice";
     }
-    const int parts = static_cast<int>(last - first + 1);
-    const int size =
-        parts <= 8 ? parts : static_cast<int>(std::ceil(std::sqrt(static_cast<float>(parts))));
-    for (int leader = first; leader <= last; leader += size) {
-      if (!leaders.insert(2 * leader + (leader == first)).second) return "a counter twice";
-    }
+    if (!leaders.insert(first / W).second) return "a counter twice";
   }
   return at == line ? "" : "length of the line";
 }
@@ -167,30 +170,35 @@ inline std::string prefillProblem(const AttentionShape& shape, const Batch& batc
 }
 
 struct Equal {
-  int seqs, context, kvHeads, cut, longest;
+  int seqs, context, kvHeads, cut, apart, longest;
 };
-// Sequences of one length on 1056 workers: how many items are cut, and the longest stretch.
+// Sequences of one length on 132 blocks of 8 warps: how many items are cut, how many of them into parts of
+// several blocks, and the longest stretch.
 inline int checkEqualLengths() {
   int failures = 0;
-  for (const Equal& e : {Equal{256, 192, 8, 0, 24}, Equal{64, 1024, 8, 512, 32},
-                         Equal{1, 100000, 8, 8, 48}, Equal{128, 192, 8, 0, 12},
-                         Equal{1, 1, 1, 0, 1}}) {
+  for (const Equal& e : {Equal{256, 192, 8, 0, 0, 24}, Equal{64, 1024, 8, 512, 0, 32},
+                         Equal{1, 100000, 8, 8, 8, 49}, Equal{128, 192, 8, 0, 0, 12},
+                         Equal{16, 850, 8, 128, 0, 7}, Equal{1, 1, 1, 0, 0, 1}}) {
     const AttentionShape shape{Elem::BF16, 4 * e.kvHeads, e.kvHeads, 128, 128, 16, 0, 1};
-    const PlanGeometry g = {1056, 128, 64, 264};
+    const PlanGeometry g = {132, 8, 128, 64, 264};
     Batch batch;
     for (int s = 0; s < e.seqs; s++) batch.add(1, e.context);
     std::vector<int> plan(planBytes(shape, g, e.seqs, e.seqs) / 4 + 4);
     const AttentionPlan made = makePlan(shape, batch.view(), e.seqs, true, g, plan.data());
     const auto* workers = reinterpret_cast<const DecodeWorker*>(plan.data());
-    int cut = 0, longest = 0;
+    int cut = 0, apart = 0, longest = 0;
     for (int w = 0; w < made.decodeItems; w++) {
-      cut += workers[w].last != w && (workers[w].first == w || workers[w].last != workers[w - 1].last);
+      const int last = workers[w].last;
+      const bool begins = last != w && (workers[w].first == w || last != workers[w - 1].last);
+      cut += begins;
+      apart += begins && last / g.decodeWarps != w / g.decodeWarps;
       longest = std::max(longest, workers[w + 1].begin - workers[w].begin);
     }
-    if (cut == e.cut && longest == e.longest) continue;
+    if (cut == e.cut && apart == e.apart && longest == e.longest) continue;
     failures++;
-    std::printf("plan of %d x %d: %d items cut, expected %d, longest stretch %d, expected %d FAIL\n",
-                e.seqs, e.context, cut, e.cut, longest, e.longest);
+    std::printf("plan of %d x %d: %d items cut, expected %d, by blocks %d, expected %d, longest stretch %d, "
+                "expected %d FAIL\n",
+                e.seqs, e.context, cut, e.cut, apart, e.apart, longest, e.longest);
   }
   return failures;
 }
@@ -209,7 +217,7 @@ inline int checkPlans(int rounds) {
     shape.blockSize = 16;
     shape.window = below(3) == 0 ? 1 + below(500) : 0;
     shape.scale = 1;
-    const PlanGeometry g = {1 + below(below(2) ? 40 : 2200), 16 << below(4), 32 << below(2),
+    const PlanGeometry g = {1 + below(below(2) ? 40 : 270), 1 << below(5), 16 << below(4), 32 << below(2),
                             1 + below(500)};
     Batch batch;
     const int kind = below(4), seqs = below(3) == 0 ? 1 + below(400) : 1 + below(12);
@@ -232,7 +240,7 @@ inline int checkPlans(int rounds) {
     splits += made.splits;
     if (!problem.empty()) {
       failures++;
-      std::printf("plan %d (%d seqs, %d workers): %s FAIL\n", round, seqs, g.decodeWorkers,
+      std::printf("plan %d (%d seqs, %d workers): %s FAIL\n", round, seqs, g.decodeWorkers(),
                   problem.c_str());
     }
   }

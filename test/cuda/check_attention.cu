@@ -11,6 +11,7 @@
 //     --only-times: without the checks            --overlap: programmatic dependent launch on
 #include "attention_case.h"
 #include "attention_overlap.cuh"
+#include "attention_stores.cuh"
 #include "attention_times.cuh"
 
 using namespace attention_check;
@@ -98,6 +99,33 @@ void checkStep(const std::string& what, const Layout& layout, const Batch& batch
     });
   } catch (const std::exception& error) {
     report(name, INFINITY, 0, error.what());
+  }
+}
+
+// Steps of decodes that store their own keys and values: short and long ones, many and few.
+void checkStores(bool quick) {
+  Batch few, many, cut;
+  for (int context : {1, 15, 16, 17, 33, 2000}) few.add(1, context);
+  for (int s = 0; s < 150; s++) many.add(1, 1 + s * 37 % 700);
+  cut.add(1, 20001);
+  uint64_t seed = 7000;
+  for (const bool fp8 : {false, true}) {
+    for (const Elem elem : {Elem::BF16, Elem::F16}) {
+      for (const int dim : {64, 128, 256}) {
+        for (const int group : {1, 2, 4, 8, 16, 24}) {
+          if (quick && (dim != 128 || group != 4)) continue;
+          const Layout layout = {elem, 2 * group, 2, dim, dim == 64 ? 32 : 16, group == 2 ? 100 : 0, fp8};
+          const Batch& batch = group == 4 && !quick ? many : group == 8 ? cut : few;
+          const bool norm = group != 1, rope = group != 16;
+          const std::string name = nameOfLayout(layout) + ", stores itself";
+          try {
+            report(name, storesError(layout, batch, seed += 10, norm, rope, boundOf(elem)), 1);
+          } catch (const std::exception& error) {
+            report(name, INFINITY, 0, error.what());
+          }
+        }
+      }
+    }
   }
 }
 
@@ -210,6 +238,7 @@ void checkQuick() {
   checkStep("mixed", {Elem::F32, 4, 2, 24, 16, 9}, chunks({{1, 50}, {20, 41}}));
   checkGraph({Elem::BF16, 4, 2, 64, 16, 0}, 4, 90);
   checkOverlap("quick", {Elem::BF16, 8, 2, 128, 16, 0}, decodes({1, 37, 300}));
+  checkStores(true);
   checkStep("trend", {Elem::BF16, 4, 2, 128, 16, 0, true}, decodes({300}), {0, 5});
   for (int dim : {24, 64, 128, 256}) {
     checkStep("mixed", {Elem::BF16, 4, 2, dim, 16, 0, true},
@@ -286,6 +315,7 @@ void checkAll() {
   for (int dim : {16, 24, 64, 128, 256}) {
     checkStep("mixed", {Elem::F32, 6, 2, dim, 16, dim == 64 ? 33 : 0}, mixed);
   }
+  checkStores(false);
   checkGraph({Elem::BF16, 8, 2, 128, 16, 0}, 8, 3000);
   checkGraph({Elem::F16, 4, 4, 64, 32, 100}, 32, 500);
   checkGraph({Elem::BF16, 16, 1, 80, 16, 0}, 1, 5000);

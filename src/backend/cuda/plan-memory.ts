@@ -63,6 +63,8 @@ function findLives(
       if (!first.has(value)) first.set(value, index);
       last.set(value, index);
     }
+    // In a step of decodes the attention that follows does it, and reads what it does while it writes.
+    if (op.kind === 'qkv_store') for (const { value } of reads(op)) last.set(value, index + 1);
   });
   // The operations on wanted rows run once for each tile of them: what tokens left must stay.
   for (const [value, index] of last) {

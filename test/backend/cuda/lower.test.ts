@@ -182,6 +182,9 @@ function neededAt(ops: readonly LoweredOp[], index: number, { values }: LoweredP
       .flatMap(reads)
       .map(({ value }) => value),
   );
+  // Attention may do what the operation before it does with the step's keys and values.
+  const before = ops[index - 1];
+  if (before?.kind === 'qkv_store') for (const { value } of reads(before)) later.add(value);
   // Operations on wanted rows are repeated: all that they read of tokens is needed to the end.
   const repeated = ops.filter(({ out }) => values[out.value].rows === 'R').flatMap(reads);
   for (const { value } of repeated) if (values[value].rows === 'T') later.add(value);
