@@ -552,8 +552,12 @@ DecodeKernel pick(bool fp8, int dim, int rows, size_t most, int variant) {
     return pickOf<T, false, 128, kHeadTiles, Division<8, 3, kMuch>, Division<8, 2, kMuch>,
                   Division<kOne ? 4 : 2, kOne ? 2 : 3, kLittle>>(rows, most, variant);
   }
-  return pickOf<T, false, 256, kHeadTiles, Division<4, 2, kMuch>, Division<kOne ? 2 : 1, kOne ? 2 : 3, kLittle>>(
-      rows, most, variant);
+  if constexpr (kOne) {
+    return pickOf<T, false, 256, 1, Division<4, 3, kMuch>, Division<4, 2, kMuch>, Division<2, 2, kLittle>>(
+        rows, most, variant);
+  } else {
+    return pickOf<T, false, 256, 2, Division<4, 2, kMuch>, Division<1, 3, kLittle>>(rows, most, variant);
+  }
 }
 
 }  // namespace

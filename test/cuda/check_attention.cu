@@ -10,6 +10,7 @@
 //     --time: times too                           --experiments: times of all compiled alternatives
 //     --only-times: without the checks            --overlap: programmatic dependent launch on
 #include "attention_case.h"
+#include "attention_decode.cuh"
 #include "attention_overlap.cuh"
 #include "attention_stores.cuh"
 #include "attention_times.cuh"
@@ -99,6 +100,25 @@ void checkStep(const std::string& what, const Layout& layout, const Batch& batch
     });
   } catch (const std::exception& error) {
     report(name, INFINITY, 0, error.what());
+  }
+}
+
+// Every GPU has a decode kernel for every size of head and group: for those with 99, 163 and 227 KB for a block.
+void checkDivisions() {
+  for (const int kilobytes : {99, 163, 227}) {
+    int missing = 0;
+    for (const bool fp8 : {false, true}) {
+      for (const Elem elem : {Elem::BF16, Elem::F16}) {
+        for (const int dim : {64, 128, 256}) {
+          for (const int group : {1, 2, 4, 8, 16}) {
+            const Layout layout = {elem, group, 1, dim, 16, 0, fp8};
+            const DecodeKernel kernel = decodeKernel(layout.shape(), dim, size_t(kilobytes) << 10, 0);
+            missing += !kernel.function;
+          }
+        }
+      }
+    }
+    report("decode kernels for " + std::to_string(kilobytes) + " KB", missing, 0);
   }
 }
 
@@ -339,6 +359,7 @@ int main(int count, char** arguments) {
   try {
     if (!onlyTimes) {
       report("random plans", attention_plan_cases::checkPlans(quick ? 100 : 1000), 0);
+      checkDivisions();
       if (quick) checkQuick();
       else if (!plan) checkAll();
     }
