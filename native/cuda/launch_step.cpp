@@ -140,7 +140,7 @@ void Runner::runList(const List& ops, int rows, const int* rowTokens, const Stag
     if (tiles) {
       hopperChain(chainCall(&op, op.chained), *tiles, rows, stream_);
       done = op.chained;
-    } else if (op.kind == OpKind::QkvStore && storesWithAttention(op, ops[i + 1], staging)) {
+    } else if (i + 1 < ops.size() && storesWithAttention(op, ops[i + 1], staging)) {
       const QkvStore store = storeCall(op, staging.layout());
       attend(ops[i + 1], rows, staging, &store);
       done = 2;
@@ -155,8 +155,8 @@ void Runner::runList(const List& ops, int rows, const int* rowTokens, const Stag
 
 bool Runner::storesWithAttention(const Instruction& op, const Instruction& next,
                                  const Staging& staging) const {
-  return next.kind == OpKind::Attention && next.layer == op.layer && next.x == op.out &&
-         elem_ != Elem::F32 &&
+  return op.kind == OpKind::QkvStore && next.kind == OpKind::Attention && next.layer == op.layer &&
+         next.x == op.out && elem_ != Elem::F32 &&
          attentionStores(shapes_[next.shape], staging.plans()[next.shape], storeCall(op, staging.layout()));
 }
 

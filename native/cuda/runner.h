@@ -97,7 +97,7 @@ class Runner {
   void execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging);
   void linear(const Instruction& op, int rows);
   QkvStore storeCall(const Instruction& op, const StagingLayout& layout) const;
-  // Whether attention, the instruction after it, can do it; attention's own launch does then.
+  // Whether `next`, the instruction after `op`, is attention that does it, too.
   bool storesWithAttention(const Instruction& op, const Instruction& next, const Staging& staging) const;
   // store: what attention is to store first; null if that is done.
   void attend(const Instruction& op, int rows, const Staging& staging, const QkvStore* store);
