@@ -43,6 +43,11 @@ struct DecodeKernel {
 };
 // dim: 64, 128 or 256, at least headStride. mostShared: bytes that a block may have. function is null where
 // there is no such variant.
-DecodeKernel decodeKernel(const AttentionShape& shape, int dim, size_t mostShared, int variant);
+DecodeKernel decodeKernelBf16(const AttentionShape& shape, int dim, size_t mostShared, int variant);
+DecodeKernel decodeKernelHalf(const AttentionShape& shape, int dim, size_t mostShared, int variant);
+inline DecodeKernel decodeKernel(const AttentionShape& shape, int dim, size_t mostShared, int variant) {
+  const auto of = shape.elem == Elem::BF16 ? decodeKernelBf16 : decodeKernelHalf;
+  return of(shape, dim, mostShared, variant);
+}
 
 }  // namespace millrace::cuda

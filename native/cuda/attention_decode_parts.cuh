@@ -108,7 +108,7 @@ __device__ void storeRow(const DecodeArgs& a, const MergedRow<kDim>& merged, T* 
 }
 
 // True for the last of `count` warps that come here; its counter is 0 again then.
-__device__ bool lastToArrive(int* counter, int count, int lane) {
+__device__ inline bool lastToArrive(int* counter, int count, int lane) {
   __threadfence();
   __syncwarp();
   int last = 0;
