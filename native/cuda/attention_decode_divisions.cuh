@@ -68,7 +68,8 @@ DecodeKernel pick(bool fp8, int dim, int rows, size_t most, int variant) {
   constexpr Room kMuch = Room::Much, kLittle = Room::Little;
   constexpr bool kOne = kHeadTiles == 1;
   if (fp8 && dim == 64) {
-    return pickOf<T, true, 64, kHeadTiles, Division<8, 4>, Division<4, 4, kLittle>>(rows, most, variant);
+    if constexpr (kOne) return pickOf<T, true, 64, 1, Division<8, 4>>(rows, most, variant);
+    else return pickOf<T, true, 64, 2, Division<8, 4>, Division<4, 4, kLittle>>(rows, most, variant);
   }
   if (fp8 && dim == 128) {
     if constexpr (kOne) {
@@ -87,8 +88,12 @@ DecodeKernel pick(bool fp8, int dim, int rows, size_t most, int variant) {
                                                                                            variant);
   }
   if (dim == 128) {
-    return pickOf<T, false, 128, kHeadTiles, Division<8, 3, kMuch>, Division<8, 2, kMuch>,
-                  Division<kOne ? 4 : 2, kOne ? 2 : 3, kLittle>>(rows, most, variant);
+    if constexpr (kOne) {
+      return pickOf<T, false, 128, 1, Division<8, 3, kMuch>, Division<8, 2, kMuch>, Division<4, 2, kLittle>>(
+          rows, most, variant);
+    } else {
+      return pickOf<T, false, 128, 2, Division<8, 2, kMuch>, Division<2, 3, kLittle>>(rows, most, variant);
+    }
   }
   if constexpr (kOne) {
     return pickOf<T, false, 256, 1, Division<4, 3, kMuch>, Division<4, 2, kMuch>, Division<2, 2, kLittle>>(

@@ -140,9 +140,8 @@ void Runner::runList(const List& ops, int rows, const int* rowTokens, const Stag
     if (tiles) {
       hopperChain(chainCall(&op, op.chained), *tiles, rows, stream_);
       done = op.chained;
-    } else if (i + 1 < ops.size() && storesWithAttention(op, ops[i + 1], staging)) {
-      const QkvStore store = storeCall(op, staging.layout());
-      attend(ops[i + 1], rows, staging, &store);
+    } else if (const auto store = storeOfAttention(ops, i, staging)) {
+      attend(ops[i + 1], rows, staging, &*store);
       done = 2;
     } else {
       execute(op, rows, rowTokens, staging);
@@ -153,11 +152,13 @@ void Runner::runList(const List& ops, int rows, const int* rowTokens, const Stag
   }
 }
 
-bool Runner::storesWithAttention(const Instruction& op, const Instruction& next,
-                                 const Staging& staging) const {
-  return op.kind == OpKind::QkvStore && next.kind == OpKind::Attention && next.layer == op.layer &&
-         next.x == op.out && elem_ != Elem::F32 &&
-         attentionStores(shapes_[next.shape], staging.plans()[next.shape], storeCall(op, staging.layout()));
+std::optional<QkvStore> Runner::storeOfAttention(const List& ops, size_t i, const Staging& staging) const {
+  if (ops[i].kind != OpKind::QkvStore || i + 1 == ops.size() || elem_ == Elem::F32) return {};
+  const Instruction &op = ops[i], &next = ops[i + 1];
+  if (next.kind != OpKind::Attention || next.layer != op.layer || !(next.x == op.out)) return {};
+  const QkvStore store = storeCall(op, staging.layout());
+  if (!attentionStores(shapes_[next.shape], staging.plans()[next.shape], store)) return {};
+  return store;
 }
 
 void Runner::execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging) {

@@ -97,8 +97,8 @@ class Runner {
   void execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging);
   void linear(const Instruction& op, int rows);
   QkvStore storeCall(const Instruction& op, const StagingLayout& layout) const;
-  // Whether `next`, the instruction after `op`, is attention that does it, too.
-  bool storesWithAttention(const Instruction& op, const Instruction& next, const Staging& staging) const;
+  // Of the instruction `i`, where it is one that the attention after it does, too.
+  std::optional<QkvStore> storeOfAttention(const List& ops, size_t i, const Staging& staging) const;
   // store: what attention is to store first; null if that is done.
   void attend(const Instruction& op, int rows, const Staging& staging, const QkvStore* store);
   void mixture(const Instruction& op, int rows);

@@ -94,7 +94,7 @@ inline std::string decodeProblem(const AttentionShape& shape, const Batch& batch
     const int64_t tiles = std::accumulate(warps.begin(), warps.end(), int64_t{0});
     if (tooLong(tiles, line, most, 2 * W)) return "a block with too much";
     if (tooLong(*std::max_element(warps.begin(), warps.end()), tiles, std::min<int64_t>(W, tiles), 2)) {
-      return "a warp with too much: " + std::to_string(*std::max_element(warps.begin(), warps.end())) + " of " + std::to_string(tiles) + " in " + std::to_string(warps.size()) + " of " + std::to_string(W) + " even block " + std::to_string(line / most);
+      return "a warp with too much";
     }
   }
   // Whom a worker with a part of an item takes for the others, and the counters that blocks meet at.

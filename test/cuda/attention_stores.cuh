@@ -89,7 +89,7 @@ inline double storesError(const Layout& layout, const Batch& batch, uint64_t see
     }
   }
   // What is stored may be rounded to a neighbor; all else stays as it was.
-  const double step1 = layout.fp8 ? 0.13 : layout.elem == Elem::F16 ? 2e-3 : 1e-2;
+  const double neighbor = layout.fp8 ? 0.13 : layout.elem == Elem::F16 ? 2e-3 : 1e-2;
   const auto compare = [&](std::vector<uint8_t>& a, std::vector<uint8_t>& b) {
     for (int t = 0; t < tokens; t++) {
       for (int h = 0; h < layout.kvHeads; h++) {
@@ -97,7 +97,7 @@ inline double storesError(const Layout& layout, const Batch& batch, uint64_t see
         for (size_t i = at; i < at + dim; i++) {
           const double want = decodeKv(layout, a, i), got = decodeKv(layout, b, i);
           const double error = std::abs(got - want) / (std::abs(want) + 0.01);
-          worst = std::isnan(error) ? INFINITY : std::max(worst, error / step1);
+          worst = std::isnan(error) ? INFINITY : std::max(worst, error / neighbor);
         }
         std::copy_n(a.begin() + at * bytes, dim * bytes, b.begin() + at * bytes);
       }
