@@ -234,6 +234,7 @@ struct Gemm::Kind {
     }
     setRows(count);
     if (launch(call, algorithm.library, workspace, stream) != CUBLAS_STATUS_SUCCESS) return false;
+    launchedByLibrary = true;
     const Elem elem = product.floatOut ? Elem::F32 : product.elem;
     const Matrix result = {call.out, product.outStride, product.n};
     if (product.bias && !biasInside) addBias(elem, result, call.biasFloats, count, stream);

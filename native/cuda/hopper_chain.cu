@@ -28,6 +28,8 @@ struct Config {
   static constexpr int kOutputs = 64 * kWarpgroups;
   static constexpr int kAdders = kWarpgroup * kWarpgroups;
   static constexpr int kThreads = kAdders + kWarpgroup;
+  // Blocks that share a sum finish whole eights of rows, or parts of one.
+  static constexpr int kMostSplits = kRows % 64 == 0 || kRows < 64 ? 8 : 4;
   // A product waits some 100 cycles for the one it adds to, so sums of some columns of k are kept apart.
   static constexpr int kSets = kRows <= 32 ? 4 : 1;
   // To tell other blocks of results takes two or three times as long while copies are on their way. Where
@@ -129,20 +131,26 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
     const int first = ((warp - kCopier - 1) * 32 + lane) / 4, quarter = lane % 4;
     for (int p = 1; p < work.count; p++) {
       const Phase& phase = work.phases[p];
-      if (!phase.scaled || shareOf(work, phase).tile >= phase.tiles) continue;
+      const Share share = shareOf(work, phase);
+      if (!phase.scaled || share.tile >= phase.tiles) continue;
+      // Of the rows whose results this block stores: with more than one tile that may be any.
+      const bool oneTile = share.tile + share.tilesAtOnce >= phase.tiles;
+      const int part = C::kRows >> phase.splitShift;
+      const int begin = oneTile ? rowOf<C>(share.tile, work.rowTiles) + share.split * part : 0;
+      const int end = oneTile ? min(begin + part, work.rows) : work.rows;
       barrierWait(entered + 8 * p, 0);
 #pragma unroll 2
-      for (int base = 0; base < work.rows; base += 8 * kScalers) {
+      for (int base = begin; base < end; base += 8 * kScalers) {
         const int row = base + first;
         float sum = 0.0f;
-        if (row < work.rows) {
+        if (row < end) {
           const float* parts = work.squares[(p - 1) % 2] + row * phase.parts;
 #pragma unroll 4
           for (int i = quarter; i < phase.parts; i += 4) sum += __ldcg(parts + i);
         }
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
-        if (row < work.rows && quarter == 0) {
+        if (row < end && quarter == 0) {
           scales[row] = rsqrtf(sum / phase.inputs + phase.eps);
         }
       }
@@ -167,7 +175,11 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
           case 0: finish<C, 1>(sums[0], results, handed, summedHere, scaledHere); break;
           case 1: finish<C, 2>(sums[0], results, handed, summedHere, scaledHere); break;
           case 2: finish<C, 4>(sums[0], results, handed, summedHere, scaledHere); break;
-          case 3: finish<C, 8>(sums[0], results, handed, summedHere, scaledHere); break;
+          case 3:
+            if constexpr (C::kMostSplits == 8) {
+              finish<C, 8>(sums[0], results, handed, summedHere, scaledHere);
+            }
+            break;
         }
       }
       if (p + 1 == work.count) break;
@@ -211,9 +223,9 @@ int clustersAtOnce(int cluster) {
 }
 
 // As many as there are blocks for, and no parts that are all ramp.
-int splitShiftOf(int tiles, int steps, int cluster, int blocks) {
+int splitShiftOf(int tiles, int steps, int most, int blocks) {
   int shift = 0;
-  while (2 << shift <= cluster && tiles * (2 << shift) <= blocks && steps >= 4 << shift) shift++;
+  while (2 << shift <= most && tiles * (2 << shift) <= blocks && steps >= 4 << shift) shift++;
   return shift;
 }
 
@@ -247,7 +259,7 @@ Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
     const int outputTiles =
         static_cast<int>(divideUp(to.columns, from.gated ? C::kOutputs / 2 : C::kOutputs));
     to.tiles = outputTiles * work.rowTiles;
-    to.splitShift = splitShiftOf(to.tiles, to.steps, cluster, blocks);
+    to.splitShift = splitShiftOf(to.tiles, to.steps, std::min(cluster, C::kMostSplits), blocks);
     to.arrivals = std::min(to.tiles << to.splitShift, blocks);
     to.parts = p > 0 ? static_cast<int>(divideUp(chain.phases[p - 1].n, C::kOutputs)) : 0;
     to.gated = from.gated;
@@ -284,7 +296,8 @@ bool withConfig(const ChainTiles& tiles, F&& f) {
     return false;
   };
   return with(std::integral_constant<int, 16>{}) || with(std::integral_constant<int, 32>{}) ||
-         with(std::integral_constant<int, 64>{}) || with(std::integral_constant<int, 128>{});
+         with(std::integral_constant<int, 64>{}) || with(std::integral_constant<int, 96>{}) ||
+         with(std::integral_constant<int, 128>{});
 }
 
 bool aligned(const ChainPhase& phase) {
@@ -315,9 +328,14 @@ std::vector<ChainTiles> chainTiles(const Chain& chain, int rows) {
     if (!aligned(phase)) return list;
     if (phase.scaled && (p == 0 || !chain.phases[p - 1].normWeight)) return list;
   }
-  int most = 16;  // the smallest that holds all rows, or the largest there is
+  std::vector<int> wanted;  // the smallest that holds all rows, or the largest there is, and half of it
+  int most = 16;
   while (most < std::min(rows, 128)) most *= 2;
-  for (int tile = std::max(16, most / 2); tile <= most; tile *= 2) {
+  if (most > 16) wanted.push_back(most / 2);
+  wanted.push_back(most);
+  // Where that saves a tile, or a quarter of one.
+  if ((rows > 64 && rows <= 96) || (rows > 128 && rows <= 192)) wanted.push_back(96);
+  for (int tile : wanted) {
     for (int outputs : {64, 128}) {
       for (int cluster : {4, 8}) {
         const ChainTiles tiles = {outputs, tile, cluster};

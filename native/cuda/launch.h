@@ -2,6 +2,8 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <utility>
+
 #include "check.h"
 
 namespace millrace::cuda {
@@ -13,6 +15,9 @@ namespace millrace::cuda {
 // and when a kernel is let in all before the one ahead have ended.
 // Of the thread that launches; off until it is turned on, which needs `launchesCanOverlap`.
 inline thread_local bool overlapLaunches = false;
+// Whether the last launch of the thread was the library's (cuBLASLt). Its kernels let nobody in before they
+// end, and what has been set up to be let in begins half a microsecond later than what has not.
+inline thread_local bool launchedByLibrary = false;
 
 // The kernel after this one is let in as soon as all blocks of this one are past their wait: nothing
 // of it but its set-up, and loads of what this one does not write, comes before its own wait for this
@@ -53,7 +58,7 @@ void launchCluster(const char* name, void (*kernel)(Params...), dim3 grid, int c
   config.stream = stream;
   cudaLaunchAttribute attributes[2] = {};
   config.attrs = attributes;
-  if (overlapLaunches) {
+  if (overlapLaunches && !std::exchange(launchedByLibrary, false)) {
     cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
