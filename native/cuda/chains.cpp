@@ -12,10 +12,6 @@ namespace {
 
 // The best by two launches each are timed again, in turns with the launches.
 constexpr size_t kFinalists = 4;
-// A chain that takes more than this of its launches' time is left: behind attention, which leaves its blocks
-// no room until it has ended, it begins later than behind the small kernel it is timed with. With chains that
-// were 1 % faster in turns a step of 1B with 128 sequences took 2.01 ms instead of 1.90.
-constexpr double kWorthwhile = 0.95;
 
 // GPUs on which somebody in this process has the right.
 constexpr int kMostDevices = 64;
@@ -84,9 +80,7 @@ Chains::Choice Chains::choose(const Chain& shape, int rows, const std::vector<Ch
   list.resize(std::min(list.size(), kFinalists));
   enter({});
   timer.inTurns(list, launch);
-  const Choice launches = list.back();
   Choice best = *std::min_element(list.begin(), list.end(), faster);
-  if (best.seconds > kWorthwhile * launches.seconds) best = launches;
   best.seconds -= timer.seconds(16, ahead);
   return best;
 }

@@ -69,14 +69,6 @@ __device__ __forceinline__ Share shareOf(const Work& work, const Phase& phase) {
   return share;
 }
 
-template <int N>
-__device__ __forceinline__ void scaleAndBias(float scale, const float* bias, int at,
-                                             float (&values)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; i++) values[i] *= scale;
-  addFloats(bias, at, values);
-}
-
 // A tile's place in the results, and what its sums are to become.
 struct Tile {
   const Work& work;
@@ -89,7 +81,7 @@ struct Tile {
 };
 
 // A thread's share of a block's part of a tile, which is kRows rows of `kColumns` results: in each round
-// kWidth of a row, always of the same columns.
+// kWidth of a row, always of the same columns. Rounds that are not all there compute with a row that is.
 template <class C, int kSplits, int kColumns>
 struct Part {
   static constexpr int kRows = C::kRows / kSplits;
@@ -99,19 +91,31 @@ struct Part {
   static constexpr int kRounds = (kRows + kStep - 1) / kStep;
   static_assert(kLanes <= 32);
   const Tile& tile;
-  const int column, output, first;
+  const int column, output, first, row;
+  const bool wanted;
 
   __device__ __forceinline__ Part(const Tile& tile, int firstOutput)
       : tile(tile),
         column(threadIdx.x % kLanes * kWidth),
         output(firstOutput + column),
-        first(threadIdx.x / kLanes) {}
-  __device__ __forceinline__ int inPart(int round) const { return first + round * kStep; }
-  __device__ __forceinline__ int rowOf(int round) const {
-    return tile.row + tile.share.split * kRows + inPart(round);
+        first(threadIdx.x / kLanes),
+        row(tile.row + tile.share.split * kRows + first),
+        wanted(output < tile.phase.columns) {}
+  __device__ __forceinline__ int inPart(int round) const {
+    const int at = first + round * kStep;
+    return kRows % kStep == 0 ? at : min(at, kRows - 1);
   }
   __device__ __forceinline__ bool there(int round) const {
-    return inPart(round) < kRows && rowOf(round) < tile.work.rows && output < tile.phase.columns;
+    return wanted && first + round * kStep < kRows && row + round * kStep < tile.work.rows;
+  }
+  __device__ __forceinline__ float scale(int round) const {
+    return tile.scaleOf(min(row + round * kStep, tile.work.rows - 1));
+  }
+  // Where there is no bias, zeros.
+  __device__ __forceinline__ void loadBias(int output, float (&values)[kWidth]) const {
+#pragma unroll
+    for (int i = 0; i < kWidth; i++) values[i] = 0.0f;
+    if (wanted) addFloats(tile.phase.bias, output, values);
   }
 };
 
@@ -122,81 +126,83 @@ __device__ __forceinline__ void storeGated(const Tile& tile, const float* sums) 
   constexpr int N = P::kWidth;
   const P part(tile, tile.output / 2);
   const Phase& phase = tile.phase;
-#pragma unroll 2
-  for (int round = 0; round < P::kRounds; round++) {
-    if (!part.there(round)) break;
-    const int row = part.rowOf(round);
+  float gateBias[N], upBias[N];
+  part.loadBias(part.output, gateBias);
+  part.loadBias(phase.columns + part.output, upBias);
+  T* out = phase.out + part.row * phase.outStride + part.output;
+  const int64_t step = P::kStep * phase.outStride;
+#pragma unroll
+  for (int round = 0; round < P::kRounds; round++, out += step) {
     float gate[N], up[N];
     loadSums<C>(sums, kSplits, part.inPart(round), part.column, gate);
     loadSums<C>(sums, kSplits, part.inPart(round), kHalf + part.column, up);
-    const float scale = tile.scaleOf(row);
-    scaleAndBias(scale, phase.bias, part.output, gate);
-    scaleAndBias(scale, phase.bias, phase.columns + part.output, up);
+    const float scale = part.scale(round);
 #pragma unroll
-    for (int i = 0; i < N; i++) gate[i] = silu<T>(gate[i]) * up[i];
-    storeRaw<T, N>(phase.out + row * phase.outStride + part.output, pack<T, N>(gate));
+    for (int i = 0; i < N; i++) {
+      gate[i] = silu<T>(gate[i] * scale + gateBias[i]) * (up[i] * scale + upBias[i]);
+    }
+    if (part.there(round)) storeRaw<T, N>(out, pack<T, N>(gate));
   }
 }
 
-// Results that are not gated, with what is added to them and multiplied with them.
+// Results that are not gated, with what is added to them and multiplied with them, which is on its way
+// before the sums are there.
 template <class C, int kSplits>
 struct Plain : Part<C, kSplits, C::kOutputs> {
   using P = Part<C, kSplits, C::kOutputs>;
-  using P::column, P::inPart, P::output, P::rowOf, P::there, P::tile;
+  using P::column, P::inPart, P::kRounds, P::output, P::row, P::there, P::tile, P::wanted;
   static constexpr int N = P::kWidth;
-  Raw<T, N> residual{};  // of the next round
-  float weight[N];
+  Raw<T, N> residual[kRounds];
+  float bias[N], weight[N];
 
   __device__ __forceinline__ explicit Plain(const Tile& tile) : P(tile, tile.output) {
-    if (tile.phase.normed && output < tile.phase.columns) {
-      loadFloats<N>(tile.phase.normWeight + output, weight);
-    }
-    loadResidual(0);
-  }
-  // Past this SM's first cache: other blocks may have written them since the kernel began.
-  __device__ __forceinline__ void loadResidual(int round) {
     const Phase& phase = tile.phase;
-    if (!phase.residual || !there(round)) return;
-    const T* from = phase.residual + rowOf(round) * phase.residualStride + output;
-    residual = __ldcg(reinterpret_cast<const Raw<T, N>*>(from));
+    if (phase.normed && wanted) loadFloats<N>(phase.normWeight + output, weight);
+    this->loadBias(output, bias);
+    const T* from = phase.residual + row * phase.residualStride + output;
+    const int64_t step = P::kStep * phase.residualStride;
+#pragma unroll
+    for (int round = 0; round < kRounds; round++, from += step) {
+      residual[round] = {};
+      // Past this SM's first cache: other blocks may have written them since the kernel began.
+      if (phase.residual && there(round)) residual[round] = __ldcg(reinterpret_cast<const Raw<T, N>*>(from));
+    }
   }
 
-  __device__ __forceinline__ void store(const float* sums) {
+  template <bool kNormed>
+  __device__ __forceinline__ void store(const float* sums) const {
     const Phase& phase = tile.phase;
     const int parts = (phase.columns + C::kOutputs - 1) / C::kOutputs;
-#pragma unroll 2
-    for (int round = 0; round < P::kRounds; round++) {
-      const Raw<T, N> current = residual;
-      if (round + 1 < P::kRounds) loadResidual(round + 1);
-      const int outRow = rowOf(round);
-      float squares = 0.0f;
-      if (there(round)) {
-        float values[N], more[N];
-        loadSums<C>(sums, kSplits, inPart(round), column, values);
-        scaleAndBias(tile.scaleOf(outRow), phase.bias, output, values);
-        unpack<T, N>(current, more);  // zeros without a residual
+    T* out = phase.out + row * phase.outStride + output;
+    T* normed = phase.normed + row * phase.normedStride + output;
+    float* squaresTo = tile.squares + row * parts + tile.output / C::kOutputs;
+    const int64_t step = P::kStep * phase.outStride, normedStep = P::kStep * phase.normedStride;
 #pragma unroll
-        for (int i = 0; i < N; i++) values[i] += more[i];
-        const Raw<T, N> rounded = pack<T, N>(values);
-        storeRaw<T, N>(phase.out + outRow * phase.outStride + output, rounded);
-        if (phase.normed) {
-          unpack<T, N>(rounded, values);
+    for (int round = 0; round < kRounds; round++) {
+      float values[N], more[N];
+      loadSums<C>(sums, kSplits, inPart(round), column, values);
+      unpack<T, N>(residual[round], more);  // zeros without a residual
+      const float scale = this->scale(round);
 #pragma unroll
-          for (int i = 0; i < N; i++) {
-            squares += values[i] * values[i];
-            values[i] *= weight[i];
-          }
-          storeRaw<T, N>(phase.normed + outRow * phase.normedStride + output, pack<T, N>(values));
+      for (int i = 0; i < N; i++) values[i] = values[i] * scale + bias[i] + more[i];
+      const Raw<T, N> rounded = pack<T, N>(values);
+      if (there(round)) storeRaw<T, N>(out + round * step, rounded);
+      if constexpr (kNormed) {
+        float squares = 0.0f;
+        unpack<T, N>(rounded, values);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+          squares += values[i] * values[i];
+          values[i] *= weight[i];
         }
-      }
-      if (!phase.normed) continue;
-      // All lanes of a warp come here.
+        if (there(round)) storeRaw<T, N>(normed + round * normedStep, pack<T, N>(values));
+        if (!there(round)) squares = 0.0f;
+        // All lanes of a warp come here.
 #pragma unroll
-      for (int apart = P::kLanes / 2; apart > 0; apart /= 2) {
-        squares += __shfl_xor_sync(~0u, squares, apart);
-      }
-      if (there(round) && column == 0) {
-        tile.squares[outRow * parts + tile.output / C::kOutputs] = squares;
+        for (int apart = P::kLanes / 2; apart > 0; apart /= 2) {
+          squares += __shfl_xor_sync(~0u, squares, apart);
+        }
+        if (there(round) && column == 0) squaresTo[round * P::kStep * parts] = squares;
       }
     }
   }
@@ -221,9 +227,10 @@ __device__ __forceinline__ void finish(const float (&sums)[1][C::kRows / 2], con
     exchange();
     return storeGated<C, kSplits>(tile, handed);
   }
-  Plain<C, kSplits> results(tile);  // what it loads is under way meanwhile
+  const Plain<C, kSplits> results(tile);
   exchange();
-  results.store(handed);
+  if (tile.phase.normed) results.template store<true>(handed);
+  else results.template store<false>(handed);
 }
 
 }  // namespace millrace::cuda::hopper::chain
