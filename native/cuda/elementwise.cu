@@ -40,38 +40,42 @@ void launchMap(const char* name, const Op& op, int rows, int packs, cudaStream_t
   launch(name, large ? mapRows<Op, 2> : mapRows<Op, 1>, grid, threads, 0, stream, op, packs);
 }
 
-// out[row] = table[index[row]]; Word: 16 bytes, or one element.
+// out[row] = table[index[row]]; Word: 16 bytes, or one element. `previous`: of embed().
 template <class Word>
 struct CopyRows {
   using In = Word;
   const Word* table;
-  const int* index;
+  const int *index, *previous;
   Word* out;
   int64_t tableStride, outStride;
   __device__ In load(int64_t row, int pack) const {
-    return table[int64_t(index[row]) * tableStride + pack];
+    int from = index[row];
+    if (from < 0) from = max(previous[-1 - from], 0);
+    return table[int64_t(from) * tableStride + pack];
   }
   __device__ void store(int64_t row, int pack, In in) const { out[row * outStride + pack] = in; }
 };
 
 template <class Word>
 void copyRowsOf(const char* name, const void* table, int64_t tableStride, const int* index,
-                int rows, int64_t width, Matrix out, int elementsPerWord, cudaStream_t stream) {
-  const CopyRows<Word> op{static_cast<const Word*>(table), index, static_cast<Word*>(out.data),
-                          tableStride / elementsPerWord, out.stride / elementsPerWord};
+                const int* previous, int rows, int64_t width, Matrix out, int elementsPerWord,
+                cudaStream_t stream) {
+  const CopyRows<Word> op{static_cast<const Word*>(table), index, previous,
+                          static_cast<Word*>(out.data), tableStride / elementsPerWord,
+                          out.stride / elementsPerWord};
   launchMap(name, op, rows, static_cast<int>(width / elementsPerWord), stream);
 }
 
 void copyRows(const char* name, Elem elem, const void* table, int64_t tableStride, const int* index,
-              int rows, Matrix out, cudaStream_t stream) {
+              const int* previous, int rows, Matrix out, cudaStream_t stream) {
   const int64_t width = out.width;
   if (packable(elem, {table, out.data}, {width, tableStride, out.stride})) {
-    copyRowsOf<uint4>(name, table, tableStride, index, rows, width, out,
+    copyRowsOf<uint4>(name, table, tableStride, index, previous, rows, width, out,
                       static_cast<int>(16 / bytesOf(elem)), stream);
   } else if (elem == Elem::F32) {
-    copyRowsOf<unsigned int>(name, table, tableStride, index, rows, width, out, 1, stream);
+    copyRowsOf<unsigned int>(name, table, tableStride, index, previous, rows, width, out, 1, stream);
   } else {
-    copyRowsOf<unsigned short>(name, table, tableStride, index, rows, width, out, 1, stream);
+    copyRowsOf<unsigned short>(name, table, tableStride, index, previous, rows, width, out, 1, stream);
   }
 }
 
@@ -138,15 +142,6 @@ struct AddBias {
     storeRaw<T, N>(x + row * stride + at * N, pack<T, N>(values));
   }
 };
-
-__global__ void resolveTokensKernel(const int* tokens, const int* previous, int* resolved,
-                                    int count) {
-  waitForPrevious();
-  const int t = blockIdx.x * blockDim.x + threadIdx.x;
-  if (t >= count) return;
-  const int token = tokens[t];
-  resolved[t] = token >= 0 ? token : max(previous[-1 - token], 0);
-}
 
 // ---------------------------------------------------------------- RMS norm
 
@@ -297,20 +292,13 @@ unsigned gridOf(size_t count) {
 
 }  // namespace
 
-void resolveTokens(const int* tokens, const int* previous, int* resolved, int count,
-                   cudaStream_t stream) {
-  if (count == 0) return;
-  launch("resolveTokens", resolveTokensKernel, dim3(divideUp(count, 128)), 128, 0, stream, tokens,
-         previous, resolved, count);
-}
-
-void embed(Elem elem, const void* table, const int* tokens, int rows, Matrix out,
+void embed(Elem elem, const void* table, const int* tokens, const int* previous, int rows, Matrix out,
            cudaStream_t stream) {
-  copyRows("embed", elem, table, out.width, tokens, rows, out, stream);
+  copyRows("embed", elem, table, out.width, tokens, previous, rows, out, stream);
 }
 
 void gatherRows(Elem elem, Matrix x, const int* rows, int count, Matrix out, cudaStream_t stream) {
-  copyRows("gatherRows", elem, x.data, x.stride, rows, count, out, stream);
+  copyRows("gatherRows", elem, x.data, x.stride, rows, nullptr, count, out, stream);
 }
 
 void rmsNorm(Elem elem, Matrix x, const Matrix* residual, const float* weight, float eps, int group,

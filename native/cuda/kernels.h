@@ -25,13 +25,9 @@ struct Matrix {
 
 // ---------------------------------------------------------------- elementwise.cu
 
-// tokens[t] >= 0 is a token id; -1 - r stands for the token drawn in row r of the previous step,
-// previous[r]. resolved[t] is the id, 0 where the drawn one is -1 (a row that failed).
-void resolveTokens(const int* tokens, const int* previous, int* resolved, int count,
-                   cudaStream_t stream);
-
-// out[t] = table[tokens[t]], table [vocab, out.width] without gaps.
-void embed(Elem elem, const void* table, const int* tokens, int rows, Matrix out,
+// out[t] = table[tokens[t]], table [vocab, out.width] without gaps. tokens[t] >= 0 is a token id; -1 - r stands
+// for the token drawn in row r of the previous step, previous[r], or 0 where that is -1 (a row that failed).
+void embed(Elem elem, const void* table, const int* tokens, const int* previous, int rows, Matrix out,
            cudaStream_t stream);
 
 // Over each run of `group` columns: x / sqrt(mean(x^2) + eps) * weight[group] (float32 weight).

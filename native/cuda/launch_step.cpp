@@ -25,58 +25,86 @@ int Runner::bucketOf(const Batch& batch) const {
   for (int row = 0; row < batch.numRows; row++) {
     if (batch.rows[row] != row) return 0;
   }
-  const auto found = graphs_.lower_bound(batch.numTokens);
-  return found == graphs_.end() ? 0 : found->first;
+  const auto& graphs = slots_[0]->graphs;
+  const auto found = graphs.lower_bound(batch.numTokens);
+  return found == graphs.end() ? 0 : found->first;
 }
 
 void Runner::captureGraphs(const std::function<void(double)>& progress) {
   const double before = 0.9;  // of loading
   const std::vector<int> buckets =
       bucketsUpTo(std::min({limits_.maxSeqs, limits_.maxTokens, limits_.rowTile}));
-  const Staging& staging = slots_[0]->staging;
   for (size_t i = 0; i < buckets.size(); i++) {
     const int bucket = buckets[i];
     const StepSize size = {bucket, bucket, bucket};
-    slots_[0]->staging.packPadding(size);
-    check(cudaMemcpyAsync(at(map_.staging), staging.data(), staging.bytes(), cudaMemcpyHostToDevice,
-                          stream_),
-          "copying a step's inputs");
-    const auto body = [&] {
-      runTokens(staging, size);
-      runRows(staging, 0, bucket);
-    };
-    body();  // loads code and chooses algorithms, which cannot be done while capturing
-    stream_.wait();
-    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-    body();
-    cudaGraph_t graph = nullptr;
-    check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
-    cudaGraphExec_t exec = nullptr;
-    const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
-    cudaGraphDestroy(graph);
-    check(status, "cudaGraphInstantiate");
-    graphs_[bucket] = exec;
-    check(cudaGraphUpload(exec, stream_), "cudaGraphUpload");
+    for (auto& slot : slots_) {
+      slot_ = slot->index;
+      slot->staging.packPadding(size);
+      const auto body = [&] {
+        runTokens(slot->staging, bucket);
+        runRows(slot->staging, 0, bucket);
+      };
+      // Once for both: loads code and chooses algorithms, which cannot be done while capturing.
+      if (slot->index == 0) {
+        copyInputs(*slot);
+        body();
+        stream_.wait();
+      }
+      check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+      body();
+      cudaGraph_t graph = nullptr;
+      check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
+      cudaGraphExec_t exec = nullptr;
+      const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
+      cudaGraphDestroy(graph);
+      check(status, "cudaGraphInstantiate");
+      slot->graphs[bucket] = exec;
+      check(cudaGraphUpload(exec, stream_), "cudaGraphUpload");
+    }
     progress(before + (1 - before) * (i + 1) / buckets.size());
   }
   stream_.wait();
 }
 
+// By a stream of its own: the step before is still being computed, and between two steps this and its start
+// would take 8 us. Nobody reads what the slot's step before this had there, whose results were collected.
+void Runner::copyInputs(Slot& slot) {
+  const Staging& staging = slot.staging;
+  check(cudaMemcpyAsync(at(map_.staging[slot.index]), staging.data(), staging.bytes(),
+                        cudaMemcpyHostToDevice, inputs_),
+        "copying a step's inputs");
+  slot.copied.record(inputs_);
+  slot.copied.holdUp(stream_);
+}
+
+// Likewise, while the step after is computed.
+void Runner::fetchOutputs(Slot& slot, int rows) {
+  slot.computed.record(stream_);
+  slot.computed.holdUp(results_);
+  if (rows > 0) {
+    const size_t numbers = slot.staging.needs().logprobs ? kOutputsOfRow : 1;
+    check(cudaMemcpyAsync(slot.outputs.data(), at(map_.outputs[slot.index]), rows * numbers * 4,
+                          cudaMemcpyDeviceToHost, results_),
+          "copying a step's results");
+  }
+  slot.done.record(results_);
+}
+
 void Runner::launch(Slot& slot, const Batch& batch, int bucket) {
   const Staging& staging = slot.staging;
+  slot_ = slot.index;
   marked_ = profiling_ ? &slot : nullptr;
   slot.kinds.clear();
   mark(Profile::kBatch);
-  check(cudaMemcpyAsync(at(map_.staging), staging.data(), staging.bytes(), cudaMemcpyHostToDevice,
-                        stream_),
-        "copying a step's inputs");
+  copyInputs(slot);
   copyBlocksOf(staging);
+  mark(Profile::kBatch);
   const int rows = batch.numRows;
   if (limits_.keepLogits) slot.logits.resize(size_t(rows) * vocab());
   if (bucket > 0) {
-    check(cudaGraphLaunch(graphs_.at(bucket), stream_), "cudaGraphLaunch");
+    check(cudaGraphLaunch(slot.graphs.at(bucket), stream_), "cudaGraphLaunch");
   } else {
-    runTokens(staging, {batch.numTokens, batch.numSeqs, rows});
+    runTokens(staging, batch.numTokens);
   }
   for (const RaggedGroup& group : staging.groups()) {
     // A group never reaches into another tile; several may share one.
@@ -87,14 +115,8 @@ void Runner::launch(Slot& slot, const Batch& batch, int bucket) {
     }
     sampleGroup(slot, group);
   }
-  if (rows > 0) {
-    const size_t numbers = staging.needs().logprobs ? kOutputsOfRow : 1;
-    check(cudaMemcpyAsync(slot.outputs.data(), at(map_.outputs), rows * numbers * 4,
-                          cudaMemcpyDeviceToHost, stream_),
-          "copying a step's results");
-  }
   mark(Profile::kBatch);
-  slot.done.record(stream_);
+  fetchOutputs(slot, rows);
   marked_ = nullptr;
 }
 
@@ -120,11 +142,8 @@ void Runner::copyBlocksOf(const Staging& staging) {
   }
 }
 
-void Runner::runTokens(const Staging& staging, const StepSize& size) {
-  resolveTokens(stagedInts(staging.layout().tokens), reinterpret_cast<const int*>(at(map_.outputs)),
-                reinterpret_cast<int*>(at(map_.resolved)), size.tokens, stream_);
-  mark(Profile::kBatch);
-  runList(program_.tokenOps, size.tokens, nullptr, staging);
+void Runner::runTokens(const Staging& staging, int tokens) {
+  runList(program_.tokenOps, tokens, nullptr, staging);
 }
 
 void Runner::runRows(const Staging& staging, int firstRow, int rows) {
@@ -164,8 +183,9 @@ std::optional<QkvStore> Runner::storeOfAttention(const List& ops, size_t i, cons
 void Runner::execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging) {
   switch (op.kind) {
     case OpKind::Embed:
-      return embed(elem_, weights_.matrix(op.weight), reinterpret_cast<const int*>(at(map_.resolved)),
-                   rows, matrix(op.out), stream_);
+      return embed(elem_, weights_.matrix(op.weight), stagedInts(staging.layout().tokens),
+                   reinterpret_cast<const int*>(at(map_.outputs[1 - slot_])), rows, matrix(op.out),
+                   stream_);
     case OpKind::RmsNorm:
       if (op.toFp8) {
         return fp8RmsNorm(elem_, matrix(op.x), weights_.vector(op.weight), op.eps, rows,
@@ -257,7 +277,7 @@ void Runner::mixture(const Instruction& op, int rows) {
 // One array after the other, each of the step's rows, so that a step without logprobs fetches the
 // tokens alone; those stay where the next step looks for them.
 SamplingOutputs Runner::outputsOf(int row, int rows) const {
-  int* tokens = reinterpret_cast<int*>(at(map_.outputs));
+  int* tokens = reinterpret_cast<int*>(at(map_.outputs[slot_]));
   const size_t count = rows;
   float* logprobs = reinterpret_cast<float*>(tokens + count);
   int* ranks = tokens + 2 * count;
@@ -280,7 +300,7 @@ void Runner::sampleGroup(Slot& slot, const RaggedGroup& group) {
   const int allRows = last.firstRow + last.rows;
   sample(static_cast<float*>(logits.data) + inTile * logits.stride, logits.stride, vocab(),
          group.rows,
-         staging.sampling(at(map_.staging), group, at(map_.ragged),
+         staging.sampling(at(map_.staging[slot_]), group, at(map_.ragged),
                           reinterpret_cast<float*>(at(map_.saved))),
          staging.needs(), outputsOf(group.firstRow, allRows), at(map_.samplingScratch), stream_);
   mark(Profile::kSample);

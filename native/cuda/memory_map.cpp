@@ -112,11 +112,12 @@ MemoryMap mapMemory(const RunnerConfig& config, const Program& program,
   map.attentionScratch = take(attention);
   map.moeScratch = take(moe);
   map.samplingScratch = take(samplingScratchBytes(vocab, limits.rowTile));
-  map.staging = take(stagingBytes(limits, plain ? std::vector<AttentionShape>{} : shapes));
+  for (size_t& each : map.staging) {
+    each = take(stagingBytes(limits, plain ? std::vector<AttentionShape>{} : shapes));
+  }
   map.ragged = take(size_t(map.raggedEntries) * 8);
   map.saved = take(size_t(map.raggedEntries) * 4);
-  map.outputs = take(size_t(limits.maxTokens) * kOutputsOfRow * 4);
-  map.resolved = take(size_t(limits.maxTokens) * 4);
+  for (size_t& each : map.outputs) each = take(size_t(limits.maxTokens) * kOutputsOfRow * 4);
   map.copies = take(size_t(kCopiesAtOnce) * 8);
   map.products = take(std::max(Gemm::kWorkspaceBytes, WeightStore::kScratchBytes));
   takeForInt4(config.weights, map, take);

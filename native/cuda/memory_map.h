@@ -27,9 +27,9 @@ Program decodeProgram(const RunnerConfig& config, std::vector<AttentionShape>& s
 struct MemoryMap {
   size_t weights = 0, workspace = 0, kvCache = 0;  // bytes
   // Byte offsets in the workspace.
-  size_t activations, attentionScratch, moeScratch, samplingScratch, staging, ragged, saved,
-      outputs, resolved, copies, products, int4Wide, int4Scratch, int4Counters,
+  size_t activations, attentionScratch, moeScratch, samplingScratch, ragged, saved, copies, products, int4Wide, int4Scratch, int4Counters,
       int4End, fp8Codes, fp8Scales, chainScratch, chainNormed, chainGates;
+  size_t staging[2], outputs[2];  // of the two steps that may be on their way
   std::vector<size_t> ropeTables;
   int raggedEntries;
 };

@@ -22,11 +22,16 @@ int commonAlignment(std::initializer_list<size_t> offsets) {
 
 }  // namespace
 
-Runner::Slot::Slot(const Runner& runner)
-    : staging(runner.limits_,
+Runner::Slot::Slot(const Runner& runner, int index)
+    : index(index),
+      staging(runner.limits_,
               runner.elem_ == Elem::F32 ? std::vector<AttentionShape>{} : runner.shapes_,
               runner.limits_.rowTile, runner.map_.raggedEntries),
       outputs(size_t(runner.limits_.maxTokens) * kOutputsOfRow * 4) {}
+
+Runner::Slot::~Slot() {
+  for (auto& [bucket, graph] : graphs) cudaGraphExecDestroy(graph);
+}
 
 Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& progress)
     : device_(config.device),
@@ -45,7 +50,7 @@ Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& pr
       weights_(config.weights, config.elem, weightMemory_.data(), at(map_.products), stream_,
                [&](double share) { progress(share * kLoaded); }) {
   overlapLaunches = overlap_;
-  for (auto& slot : slots_) slot = std::make_unique<Slot>(*this);
+  for (int i : {0, 1}) slots_[i] = std::make_unique<Slot>(*this, i);
   makeLayers();
   const auto clear = [&](const DeviceMemory& memory, size_t offset, size_t bytes) {
     if (bytes > 0) check(cudaMemsetAsync(memory.data() + offset, 0, bytes, stream_), "cudaMemset");
@@ -56,7 +61,7 @@ Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& pr
   clear(kvCache_, 0, map_.kvCache);
   clear(workspace_, map_.activations, program_.activationBytes);
   clear(workspace_, map_.attentionScratch, map_.moeScratch - map_.attentionScratch);
-  clear(workspace_, map_.outputs, map_.products - map_.outputs);
+  clear(workspace_, map_.outputs[0], map_.products - map_.outputs[0]);
   clear(workspace_, map_.int4Counters, map_.int4End - map_.int4Counters);
   for (size_t i = 0; i < program_.ropeTables.size(); i++) {
     const RopeTable& table = program_.ropeTables[i];
@@ -75,8 +80,7 @@ Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& pr
 
 Runner::~Runner() {
   cudaSetDevice(device_);
-  cudaStreamSynchronize(stream_);
-  for (auto& [bucket, graph] : graphs_) cudaGraphExecDestroy(graph);
+  for (const Stream* each : {&inputs_, &stream_, &results_}) cudaStreamSynchronize(*each);
 }
 
 void Runner::makeLayers() {

@@ -52,7 +52,8 @@ class Runner {
   bool keepsLogits() const { return limits_.keepLogits; }
   const MemoryMap& memory() const { return map_; }
   const Profile& profile() const { return profile_; }
-  int graphs() const { return static_cast<int>(graphs_.size()); }
+  // Sizes of steps that are replayed.
+  int graphs() const { return static_cast<int>(slots_[0]->graphs.size()); }
   // What libraries and graphs took of the GPU's memory besides what was asked for.
   size_t overheadBytes() const { return overhead_; }
   // What all products of a step of so many rows take, 0 if some are not tuned for that many; of those in
@@ -67,13 +68,17 @@ class Runner {
 
  private:
   using List = std::vector<Instruction>;
-  // A step on its way: its inputs and results in pinned memory.
+  // A step on its way: its inputs and results in pinned memory, and where they are on the device. Steps take
+  // turns with two of them, so the other one's results are those of the step before.
   struct Slot {
-    Slot(const Runner& runner);
+    Slot(const Runner& runner, int index);
+    ~Slot();
+    const int index;
     Staging staging;
     PinnedMemory outputs;
     std::vector<float> logits;
-    Event done;
+    Event copied, computed, done;
+    std::map<int, cudaGraphExec_t> graphs;  // by bucket
     int rows = 0;
     // With profiling: the time after each operation, and which it was.
     std::vector<Event> marks;
@@ -88,10 +93,12 @@ class Runner {
 
   // The bucket a step of decodes is padded to; 0 if it is none or there are no graphs.
   int bucketOf(const Batch& batch) const;
+  void copyInputs(Slot& slot);
+  void fetchOutputs(Slot& slot, int rows);
   void launch(Slot& slot, const Batch& batch, int bucket);
   void copyBlocksOf(const Staging& staging);
-  // Everything of a step from its tokens on; the logits of the wanted rows are not part of it.
-  void runTokens(const Staging& staging, const StepSize& size);
+  // Everything of a step from its tokens to the wanted rows, and of these to their logits.
+  void runTokens(const Staging& staging, int tokens);
   void runRows(const Staging& staging, int firstRow, int rows);
   void runList(const List& ops, int rows, const int* rowTokens, const Staging& staging);
   void execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging);
@@ -109,7 +116,7 @@ class Runner {
   void guarded(Body&& body);
   void mark(int kind);
 
-  const uint8_t* staged(size_t offset) const { return at(map_.staging) + offset; }
+  const uint8_t* staged(size_t offset) const { return at(map_.staging[slot_]) + offset; }
   const int* stagedInts(size_t offset) const {
     return reinterpret_cast<const int*>(staged(offset));
   }
@@ -135,7 +142,7 @@ class Runner {
   MemoryMap map_;
   size_t freeBefore_, overhead_ = 0;
   bool overlap_;  // kernels may be set up while those before them end
-  Stream stream_;
+  Stream stream_, inputs_, results_;
   DeviceMemory weightMemory_, workspace_, kvCache_;
   Gemm gemm_;
   std::optional<ChainRight> chainRight_;
@@ -143,9 +150,9 @@ class Runner {
   WeightStore weights_;
   std::vector<KvLayer> layers_;
   std::unique_ptr<Slot> slots_[2];
+  int slot_ = 0;  // whose step is launched
   int64_t submitted_ = 0, collected_ = 0;
   int previousRows_ = 0;
-  std::map<int, cudaGraphExec_t> graphs_;  // by bucket
   Slot* marked_ = nullptr;                 // whose operations are timed
   Profile profile_;
   std::string failure_;

@@ -45,12 +45,18 @@ void checkRowKernels(Elem elem, int rows, int width, int gap, int shift) {
                 [&](int r, int c) { return siluOf(wide.at(r, c)) * wide.at(r, c + width); });
   }
   {
-    std::vector<int> index(2 * rows);
-    for (int& i : index) i = below(rows);
-    const Device indices(index);
+    std::vector<int> index(2 * rows), tokens(2 * rows), drawn(rows);
+    for (int& i : drawn) i = below(rows + 1) - 1;
+    for (size_t i = 0; i < index.size(); i++) {
+      const int row = below(rows);
+      const bool stands = below(3) == 0;  // for what was drawn in the row
+      tokens[i] = stands ? -1 - row : row;
+      index[i] = stands ? std::max(drawn[row], 0) : row;
+    }
+    const Device indices(index), given(tokens), previous(drawn);
     Rows table(elem, rows, width, width, shift), out(elem, 2 * rows, width, width + gap);
     table.fill();
-    embed(elem, table.matrix().data, indices.as<int>(), 2 * rows, out.matrix(), nullptr);
+    embed(elem, table.matrix().data, given.as<int>(), previous.as<int>(), 2 * rows, out.matrix(), nullptr);
     out.compare(name("embed"), 0, 1e-30, [&](int r, int c) { return table.at(index[r], c); });
     Rows gathered(elem, 2 * rows, width, width + gap, shift);
     gatherRows(elem, a.matrix(), indices.as<int>(), 2 * rows, gathered.matrix(), nullptr);
@@ -97,14 +103,6 @@ void checkRowKernels(Elem elem, int rows, int width, int gap, int shift) {
                        [&](int r, int c) { return sums[size_t(r) * width + c]; });
     }
   }
-}
-
-void checkTokens() {
-  const std::vector<int> tokens = {5, -1, -3, 0, -2}, previous = {7, -1, 9};
-  const Device in(tokens), drawn(previous), out(tokens.size() * sizeof(int));
-  resolveTokens(in.as<int>(), drawn.as<int>(), out.as<int>(), 5, nullptr);
-  const std::vector<int> expected = {5, 7, 9, 0, 0};
-  report("resolveTokens", out.download<int>() == expected ? 0 : 1, 0);
 }
 
 void checkLoading(Elem elem) {
@@ -395,7 +393,6 @@ void attempt(const char* name, const std::function<void()>& body) {
 }
 
 void checkAll() {
-  attempt("resolveTokens", [] { checkTokens(); });
   attempt("fp8", [] { checkFp8Extremes(); });
   for (const Elem elem : kElems) {
     attempt("Loading", [&] { checkLoading(elem); });
@@ -479,7 +476,7 @@ void timeLlama(int rows) {
     line(name(what), timeOf(repeats, [&](int, cudaStream_t stream) { f(stream); }), bytes);
   };
   timed("embed / gatherRows", row * 2 * width, [&](cudaStream_t s) {
-    embed(elem, a.as(), index.as<int>(), rows, mb, s);
+    embed(elem, a.as(), index.as<int>(), nullptr, rows, mb, s);
   });
   timed("rmsNorm", row * 2 * width, [&](cudaStream_t s) {
     rmsNorm(elem, ma, nullptr, weight.as<float>(), 1e-5f, width, rows, mc, s);
