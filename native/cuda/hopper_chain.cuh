@@ -108,6 +108,8 @@ struct Part {
   __device__ __forceinline__ bool there(int round) const {
     return wanted && first + round * kStep < kRows && row + round * kStep < tile.work.rows;
   }
+  // Else the loads of its sums would be in the way of others'.
+  __device__ __forceinline__ bool warpTakesPart() const { return __any_sync(~0u, there(0)); }
   __device__ __forceinline__ float scale(int round) const {
     return tile.scaleOf(min(row + round * kStep, tile.work.rows - 1));
   }
@@ -125,6 +127,7 @@ __device__ __forceinline__ void storeGated(const Tile& tile, const float* sums) 
   using P = Part<C, kSplits, kHalf>;
   constexpr int N = P::kWidth;
   const P part(tile, tile.output / 2);
+  if (!part.warpTakesPart()) return;
   const Phase& phase = tile.phase;
   float gateBias[N], upBias[N];
   part.loadBias(part.output, gateBias);
@@ -171,6 +174,7 @@ struct Plain : Part<C, kSplits, C::kOutputs> {
 
   template <bool kNormed>
   __device__ __forceinline__ void store(const float* sums) const {
+    if (!this->warpTakesPart()) return;
     const Phase& phase = tile.phase;
     const int parts = (phase.columns + C::kOutputs - 1) / C::kOutputs;
     T* out = phase.out + row * phase.outStride + output;
