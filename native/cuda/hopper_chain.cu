@@ -165,22 +165,13 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
       const Share share = shareOf(work, phase);
       if (share.tile >= phase.tiles) continue;
       for (int tile = share.tile; tile < phase.tiles; tile += share.tilesAtOnce) {
-        sumStages(ring, share.steps, sums);
-        barrierWait(entered + 8 * p, 0);
         const Tile results = {work, phase, share, rowOf<C>(tile, work.rowTiles),
                               outputOf<C>(tile, work.rowTiles), phase.scaled ? scales : nullptr,
                               work.squares[p % 2]};
-        const uint32_t summedHere = summed + 8 * p, scaledHere = scaled + 8 * p;
-        switch (phase.splitShift) {
-          case 0: finish<C, 1>(sums[0], results, handed, summedHere, scaledHere); break;
-          case 1: finish<C, 2>(sums[0], results, handed, summedHere, scaledHere); break;
-          case 2: finish<C, 4>(sums[0], results, handed, summedHere, scaledHere); break;
-          case 3:
-            if constexpr (C::kMostSplits == 8) {
-              finish<C, 8>(sums[0], results, handed, summedHere, scaledHere);
-            }
-            break;
-        }
+        Part<C> part(results);
+        sumStages(ring, share.steps, sums);
+        barrierWait(entered + 8 * p, 0);
+        finish(sums[0], part, results, handed, summed + 8 * p, scaled + 8 * p);
       }
       if (p + 1 == work.count) break;
       syncAdders<C::kAdders>();

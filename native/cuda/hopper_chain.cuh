@@ -80,161 +80,146 @@ struct Tile {
   __device__ __forceinline__ float scaleOf(int row) const { return scales ? scales[row] : 1.0f; }
 };
 
-// A thread's share of a block's part of a tile, which is kRows rows of `kColumns` results: in each round
-// kWidth of a row, always of the same columns. Rounds that are not all there compute with a row that is.
-template <class C, int kSplits, int kColumns>
-struct Part {
-  static constexpr int kRows = C::kRows / kSplits;
-  static constexpr int kWidth = kRows * kColumns / 8 >= C::kAdders ? 8 : 4;
-  static constexpr int kLanes = kColumns / kWidth;  // that have a row
-  static constexpr int kStep = C::kAdders / kLanes;
-  static constexpr int kRounds = (kRows + kStep - 1) / kStep;
-  static_assert(kLanes <= 32);
-  const Tile& tile;
-  const int column, output, first, row;
-  const bool wanted;
-
-  __device__ __forceinline__ Part(const Tile& tile, int firstOutput)
-      : tile(tile),
-        column(threadIdx.x % kLanes * kWidth),
-        output(firstOutput + column),
-        first(threadIdx.x / kLanes),
-        row(tile.row + tile.share.split * kRows + first),
-        wanted(output < tile.phase.columns) {}
-  __device__ __forceinline__ int inPart(int round) const {
-    const int at = first + round * kStep;
-    return kRows % kStep == 0 ? at : min(at, kRows - 1);
-  }
-  __device__ __forceinline__ bool there(int round) const {
-    return wanted && first + round * kStep < kRows && row + round * kStep < tile.work.rows;
-  }
-  // Else the loads of its sums would be in the way of others'.
-  __device__ __forceinline__ bool warpTakesPart() const { return __any_sync(~0u, there(0)); }
-  __device__ __forceinline__ float scale(int round) const {
-    return tile.scaleOf(min(row + round * kStep, tile.work.rows - 1));
-  }
-  // Where there is no bias, zeros.
-  __device__ __forceinline__ void loadBias(int output, float (&values)[kWidth]) const {
+// Adds the sums of blocks kFrom .. kTo - 1, which lie `rows` rows behind one another, of eight outputs of a row.
+template <class C, int kFrom, int kTo>
+__device__ __forceinline__ void addSums(const float* sums, int rows, int row, int output,
+                                        float (&values)[8]) {
 #pragma unroll
-    for (int i = 0; i < kWidth; i++) values[i] = 0.0f;
-    if (wanted) addFloats(tile.phase.bias, output, values);
-  }
-};
-
-template <class C, int kSplits>
-__device__ __forceinline__ void storeGated(const Tile& tile, const float* sums) {
-  constexpr int kHalf = C::kOutputs / 2;
-  using P = Part<C, kSplits, kHalf>;
-  constexpr int N = P::kWidth;
-  const P part(tile, tile.output / 2);
-  if (!part.warpTakesPart()) return;
-  const Phase& phase = tile.phase;
-  float gateBias[N], upBias[N];
-  part.loadBias(part.output, gateBias);
-  part.loadBias(phase.columns + part.output, upBias);
-  T* out = phase.out + part.row * phase.outStride + part.output;
-  const int64_t step = P::kStep * phase.outStride;
+  for (int block = kFrom; block < kTo; block++) {
 #pragma unroll
-  for (int round = 0; round < P::kRounds; round++, out += step) {
-    float gate[N], up[N];
-    loadSums<C>(sums, kSplits, part.inPart(round), part.column, gate);
-    loadSums<C>(sums, kSplits, part.inPart(round), kHalf + part.column, up);
-    const float scale = part.scale(round);
+    for (int j = 0; j < 8; j += 4) {
+      float four[4];
+      loadFloats<4>(sums + sumsAt<C>(block * rows + row, output + j), four);
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-      gate[i] = silu<T>(gate[i] * scale + gateBias[i]) * (up[i] * scale + upBias[i]);
+      for (int i = 0; i < 4; i++) values[j + i] += four[i];
     }
-    if (part.there(round)) storeRaw<T, N>(out, pack<T, N>(gate));
   }
 }
 
-// Results that are not gated, with what is added to them and multiplied with them, which is on its way
-// before the sums are there.
-template <class C, int kSplits>
-struct Plain : Part<C, kSplits, C::kOutputs> {
-  using P = Part<C, kSplits, C::kOutputs>;
-  using P::column, P::inPart, P::kRounds, P::output, P::row, P::there, P::tile, P::wanted;
-  static constexpr int N = P::kWidth;
-  Raw<T, N> residual[kRounds];
-  float bias[N], weight[N];
-
-  __device__ __forceinline__ explicit Plain(const Tile& tile) : P(tile, tile.output) {
+// A thread's share of a block's part of a tile: in each round eight results of a row, always of the same columns.
+// One code in a loop for every way to divide a product: attention drives a chain's instructions out of the
+// caches between one layer and the next, and those that are executed once are waited for.
+template <class C>
+class Part {
+ public:
+  // Biases and the norm's weights are on their way from here on.
+  __device__ __forceinline__ explicit Part(const Tile& tile)
+      : tile_(tile),
+        rows_(C::kRows >> tile.phase.splitShift),
+        lanesShift_((C::kOutputs == 128 ? 4 : 3) - tile.phase.gated),
+        column_((threadIdx.x & ((1 << lanesShift_) - 1)) * N),
+        output_((tile.phase.gated ? tile.output / 2 : tile.output) + column_),
+        first_(threadIdx.x >> lanesShift_),
+        step_(C::kAdders >> lanesShift_),
+        row_(tile.row + tile.share.split * rows_ + first_) {
     const Phase& phase = tile.phase;
-    if (phase.normed && wanted) loadFloats<N>(phase.normWeight + output, weight);
-    this->loadBias(output, bias);
-    const T* from = phase.residual + row * phase.residualStride + output;
-    const int64_t step = P::kStep * phase.residualStride;
 #pragma unroll
-    for (int round = 0; round < kRounds; round++, from += step) {
-      residual[round] = {};
-      // Past this SM's first cache: other blocks may have written them since the kernel began.
-      if (phase.residual && there(round)) residual[round] = __ldcg(reinterpret_cast<const Raw<T, N>*>(from));
-    }
+    for (int i = 0; i < N; i++) bias_[i] = more_[i] = 0.0f;
+    if (output_ >= phase.columns) return;
+    const float* const ofUps = phase.bias ? phase.bias + phase.columns : nullptr;
+    const float* const more = phase.gated ? ofUps : phase.normWeight;
+    if (phase.bias) loadFloats<N>(phase.bias + output_, bias_);
+    if (more) loadFloats<N>(more + output_, more_);
   }
 
-  template <bool kNormed>
-  __device__ __forceinline__ void store(const float* sums) const {
-    if (!this->warpTakesPart()) return;
-    const Phase& phase = tile.phase;
+  // And these, once what other blocks have stored is there.
+  __device__ __forceinline__ void loadResiduals() {
+#pragma unroll
+    for (int round = 0; round < 2; round++) residual_[round] = residualOf(round);
+  }
+
+  __device__ __forceinline__ void store(const float* sums) {
+    const Phase& phase = tile_.phase;
     const int parts = (phase.columns + C::kOutputs - 1) / C::kOutputs;
-    T* out = phase.out + row * phase.outStride + output;
-    T* normed = phase.normed + row * phase.normedStride + output;
-    float* squaresTo = tile.squares + row * parts + tile.output / C::kOutputs;
-    const int64_t step = P::kStep * phase.outStride, normedStep = P::kStep * phase.normedStride;
-#pragma unroll
-    for (int round = 0; round < kRounds; round++) {
-      float values[N], more[N];
-      loadSums<C>(sums, kSplits, inPart(round), column, values);
-      unpack<T, N>(residual[round], more);  // zeros without a residual
-      const float scale = this->scale(round);
-#pragma unroll
-      for (int i = 0; i < N; i++) values[i] = values[i] * scale + bias[i] + more[i];
-      const Raw<T, N> rounded = pack<T, N>(values);
-      if (there(round)) storeRaw<T, N>(out + round * step, rounded);
-      if constexpr (kNormed) {
-        float squares = 0.0f;
-        unpack<T, N>(rounded, values);
+#pragma unroll 1
+    for (int round = 0; __any_sync(~0u, there(round)); round++) {
+      const int inPart = min(first_ + round * step_, rows_ - 1);  // lanes without a row read another's
+      const int row = min(row_ + round * step_, tile_.work.rows - 1);
+      const float scale = tile_.scaleOf(row);
+      float values[N], others[N];
+      load(sums, inPart, column_, values);
+      if (phase.gated) {
+        load(sums, inPart, C::kOutputs / 2 + column_, others);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-          squares += values[i] * values[i];
-          values[i] *= weight[i];
+          values[i] = silu<T>(values[i] * scale + bias_[i]) * (others[i] * scale + more_[i]);
         }
-        if (there(round)) storeRaw<T, N>(normed + round * normedStep, pack<T, N>(values));
-        if (!there(round)) squares = 0.0f;
-        // All lanes of a warp come here.
+      } else {
+        unpack<T, N>(residual_[0], others);  // zeros without a residual
+        residual_[0] = residual_[1];
+        residual_[1] = residualOf(round + 2);
 #pragma unroll
-        for (int apart = P::kLanes / 2; apart > 0; apart /= 2) {
-          squares += __shfl_xor_sync(~0u, squares, apart);
-        }
-        if (there(round) && column == 0) squaresTo[round * P::kStep * parts] = squares;
+        for (int i = 0; i < N; i++) values[i] = values[i] * scale + bias_[i] + others[i];
+      }
+      const Raw<T, N> rounded = pack<T, N>(values);
+      if (there(round)) storeRaw<T, N>(phase.out + row * phase.outStride + output_, rounded);
+      if (!phase.normed) continue;
+      unpack<T, N>(rounded, values);
+      float squares = 0.0f;
+#pragma unroll
+      for (int i = 0; i < N; i++) {
+        squares += values[i] * values[i];
+        values[i] *= more_[i];
+      }
+      if (!there(round)) squares = 0.0f;
+      else storeRaw<T, N>(phase.normed + row * phase.normedStride + output_, pack<T, N>(values));
+#pragma unroll
+      for (int apart = C::kOutputs / N / 2; apart > 0; apart /= 2) {
+        squares += __shfl_xor_sync(~0u, squares, apart);
+      }
+      if (there(round) && column_ == 0) {
+        tile_.squares[row * parts + tile_.output / C::kOutputs] = squares;
       }
     }
   }
+
+ private:
+  static constexpr int N = 8;
+  static_assert(C::kOutputs == 64 || C::kOutputs == 128);
+
+  __device__ __forceinline__ bool there(int round) const {
+    return output_ < tile_.phase.columns && first_ + round * step_ < rows_ &&
+           row_ + round * step_ < tile_.work.rows;
+  }
+  // Past this SM's first cache: other blocks may have written them since the kernel began.
+  __device__ __forceinline__ Raw<T, N> residualOf(int round) const {
+    const Phase& phase = tile_.phase;
+    if (!phase.residual || !there(round)) return {};
+    const T* from = phase.residual + (row_ + round * step_) * phase.residualStride + output_;
+    return __ldcg(reinterpret_cast<const Raw<T, N>*>(from));
+  }
+  __device__ __forceinline__ void load(const float* sums, int row, int output, float (&values)[N]) const {
+    const int splits = tile_.share.splits;
+#pragma unroll
+    for (int i = 0; i < N; i++) values[i] = 0.0f;
+    addSums<C, 0, 1>(sums, rows_, row, output, values);
+    if (splits > 1) addSums<C, 1, 2>(sums, rows_, row, output, values);
+    if (splits > 2) addSums<C, 2, 4>(sums, rows_, row, output, values);
+    if (splits > 4) addSums<C, 4, 8>(sums, rows_, row, output, values);
+  }
+
+  const Tile& tile_;
+  const int rows_, lanesShift_;  // of the part; 2 to this power lanes have a row
+  const int column_, output_, first_, step_, row_;
+  float bias_[N], more_[N];  // more: the ups' biases, or the weights of the norm
+  Raw<T, N> residual_[2];    // of the next rounds
 };
 
 // The sums of a tile become results.
-template <class C, int kSplits>
-__device__ __forceinline__ void finish(const float (&sums)[1][C::kRows / 2], const Tile& tile, float* handed,
-                                       uint32_t summed, uint32_t scaled) {
-  const auto exchange = [&] {
-    if constexpr (kSplits == 1) {
-      syncAdders<C::kAdders>();  // all have read what was here before
-      keepSums<C>(sums, handed, 0, C::kRows);
-      syncAdders<C::kAdders>();
-    } else {
-      sendSums<C>(sums, handed, summed, {kSplits, tile.share.split, tile.share.firstBlock});
-      barrierWait(summed, 0);
-    }
-    if (tile.scales) barrierWait(scaled, 0);
-  };
-  if (tile.phase.gated) {
-    exchange();
-    return storeGated<C, kSplits>(tile, handed);
+template <class C>
+__device__ __forceinline__ void finish(const float (&sums)[1][C::kRows / 2], Part<C>& part, const Tile& tile,
+                                       float* handed, uint32_t summed, uint32_t scaled) {
+  part.loadResiduals();
+  if (tile.share.splits == 1) {
+    syncAdders<C::kAdders>();  // all have read what was here before
+    keepSums<C>(sums, handed, 0, C::kRows);
+    syncAdders<C::kAdders>();
+  } else {
+    sendSums<C>(sums, handed, summed, tile.share);
+    barrierWait(summed, 0);
   }
-  const Plain<C, kSplits> results(tile);
-  exchange();
-  if (tile.phase.normed) results.template store<true>(handed);
-  else results.template store<false>(handed);
+  if (tile.scales) barrierWait(scaled, 0);
+  part.store(handed);
 }
 
 }  // namespace millrace::cuda::hopper::chain

@@ -1,7 +1,7 @@
 // Products that follow one another with little between them, in one kernel on Hopper (compute capability
 // 9.0): from attention's output to the queries, keys and values of the next layer. Blocks stay, and wait
 // for each other between products; sums, norms, gates and residuals happen as results are stored. Limits
-// and times: dev/gemm.md.
+// and times: dev/chain.md.
 #pragma once
 #include <cuda_runtime.h>
 

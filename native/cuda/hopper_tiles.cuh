@@ -34,7 +34,7 @@ __device__ __forceinline__ int outputOf(int tile, int rowTiles) {
 
 // Blocks next to each other in a cluster that share a sum over k.
 struct Sharers {
-  int splits, split;  // how many, and which of them this is
+  int splits, split;  // how many (a power of two), and which of them this is
   int firstBlock;     // in the cluster
 };
 
@@ -321,7 +321,7 @@ __device__ __forceinline__ void sendSums(const float (&sums)[C::kBlocks][C::kRow
                                          uint32_t summed, const Sharers& sharers) {
   const int lane = threadIdx.x % 32, kept = lane / 4 % 4;
   const int row = lane % 4 * 2 + kept % 2;  // of eight
-  const int part = C::kRows / sharers.splits;
+  const int part = C::kRows >> (31 - __clz(sharers.splits));
   const bool whole = part >= 8;  // parts of less than eight rows divide eight
   const uint32_t here = static_cast<uint32_t>(__cvta_generic_to_shared(to));
 #pragma unroll
