@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <numeric>
 
 #include "gemm.h"
 #include "launch_times.h"
@@ -12,6 +13,17 @@ namespace {
 
 // The best by two launches each are timed again, in turns with the launches.
 constexpr size_t kFinalists = 4;
+// What each launch takes longer in a step: timed here, its code is in the SMs' caches from the launch before,
+// where attention's does not leave it. A chain's is small enough to stay. With 0.6B, a layer's seven launches took
+// 2 to 4 us longer in steps than by these times, and its chain no longer (dev/chain.md, 12).
+constexpr double kColdCode = 0.4e-6;
+
+// The launches that a chain stands for: products, and the norms and gates between them.
+int launchesOf(const Chain& chain) {
+  return std::accumulate(chain.phases, chain.phases + chain.count, 0, [](int sum, const ChainPhase& phase) {
+    return sum + 1 + (phase.gated ? 1 : 0) + (phase.normWeight ? 1 : 0);
+  });
+}
 
 // GPUs on which somebody in this process has the right.
 constexpr int kMostDevices = 64;
@@ -80,7 +92,12 @@ Chains::Choice Chains::choose(const Chain& shape, int rows, const std::vector<Ch
   list.resize(std::min(list.size(), kFinalists));
   enter({});
   timer.inTurns(list, launch);
-  Choice best = *std::min_element(list.begin(), list.end(), faster);
+  const auto inStep = [&](const Choice& way) {
+    return way.seconds + (way.chain ? 0 : kColdCode * launchesOf(shape));
+  };
+  Choice best = *std::min_element(list.begin(), list.end(), [&](const Choice& a, const Choice& b) {
+    return inStep(a) < inStep(b);
+  });
   best.seconds -= timer.seconds(16, ahead);
   return best;
 }
