@@ -13,7 +13,6 @@ namespace millrace::cuda {
 
 namespace {
 
-
 // kRowTiles: tiles of 16 rows a warp. Two of them use each loaded key fragment twice, but leave no
 // registers for the queries, which then stay in shared memory.
 // Keys and values in e4m3 are copied to a staging tile and converted to float16 from there.

@@ -87,17 +87,15 @@ Chains::Choice Chains::choose(const Chain& shape, int rows, const std::vector<Ch
   };
   for (const ChainTiles& tiles : chainTiles(shape, rows)) enter({true, tiles, 0});
   if (list.empty()) return {};
-  const auto faster = [](const Choice& a, const Choice& b) { return a.seconds < b.seconds; };
+  const auto inStep = [&](const Choice& way) {
+    return way.seconds + (way.chain ? 0 : kColdCode * launchesOf(shape));
+  };
+  const auto faster = [&](const Choice& a, const Choice& b) { return inStep(a) < inStep(b); };
   std::stable_sort(list.begin(), list.end(), faster);
   list.resize(std::min(list.size(), kFinalists));
   enter({});
   timer.inTurns(list, launch);
-  const auto inStep = [&](const Choice& way) {
-    return way.seconds + (way.chain ? 0 : kColdCode * launchesOf(shape));
-  };
-  Choice best = *std::min_element(list.begin(), list.end(), [&](const Choice& a, const Choice& b) {
-    return inStep(a) < inStep(b);
-  });
+  Choice best = *std::min_element(list.begin(), list.end(), faster);
   best.seconds -= timer.seconds(16, ahead);
   return best;
 }

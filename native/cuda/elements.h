@@ -7,6 +7,7 @@
 #include <initializer_list>
 
 #include "kernels.h"
+#include "tensor_core.cuh"
 
 namespace millrace::cuda {
 
@@ -68,20 +69,15 @@ __device__ __forceinline__ void unpack(Raw<T, N> raw, float (&values)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) values[i] = toFloat(elements[i]);
 }
-// Two at a time, in one instruction; one at a time the compiler takes a slower unit where it needs the rounded
-// values again.
-__device__ __forceinline__ __half2 fromFloats(float a, float b, __half) { return __floats2half2_rn(a, b); }
-__device__ __forceinline__ __nv_bfloat162 fromFloats(float a, float b, __nv_bfloat16) {
-  return __floats2bfloat162_rn(a, b);
-}
-
+// To 16 bits two at a time, in one instruction; one at a time the compiler takes a slower unit where it needs
+// the rounded values again.
 template <class T, int N>
 __device__ __forceinline__ Raw<T, N> pack(const float (&values)[N]) {
   Raw<T, N> raw;
   if constexpr (sizeof(T) == 2 && N % 2 == 0) {
-    decltype(fromFloats(0, 0, T())) pairs[N / 2];
+    uint32_t pairs[N / 2];
 #pragma unroll
-    for (int i = 0; i < N / 2; i++) pairs[i] = fromFloats(values[2 * i], values[2 * i + 1], T());
+    for (int i = 0; i < N / 2; i++) pairs[i] = Half2<T>::pack(values[2 * i], values[2 * i + 1]);
     memcpy(&raw, pairs, sizeof(pairs));
   } else {
     T elements[N];
