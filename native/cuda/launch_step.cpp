@@ -41,8 +41,8 @@ void Runner::captureGraphs(const std::function<void(double)>& progress) {
       slot_ = slot->index;
       slot->staging.packPadding(size);
       const auto body = [&] {
-        runTokens(slot->staging, bucket);
-        runRows(slot->staging, 0, bucket);
+        runTokens(bucket);
+        runRows(0, bucket);
       };
       // Once for both: loads code and chooses algorithms, which cannot be done while capturing.
       if (slot->index == 0) {
@@ -91,26 +91,25 @@ void Runner::fetchOutputs(Slot& slot, int rows) {
 }
 
 void Runner::launch(Slot& slot, const Batch& batch, int bucket) {
-  const Staging& staging = slot.staging;
   slot_ = slot.index;
   marked_ = profiling_ ? &slot : nullptr;
   slot.kinds.clear();
   mark(Profile::kBatch);
   copyInputs(slot);
-  copyBlocksOf(staging);
+  copyBlocksOfStep();
   mark(Profile::kBatch);
   const int rows = batch.numRows;
   if (limits_.keepLogits) slot.logits.resize(size_t(rows) * vocab());
   if (bucket > 0) {
     check(cudaGraphLaunch(slot.graphs.at(bucket), stream_), "cudaGraphLaunch");
   } else {
-    runTokens(staging, batch.numTokens);
+    runTokens(batch.numTokens);
   }
-  for (const RaggedGroup& group : staging.groups()) {
+  for (const RaggedGroup& group : staging().groups()) {
     // A group never reaches into another tile; several may share one.
     if (group.firstRow % limits_.rowTile == 0) {
       const int tile = std::min(limits_.rowTile, rows - group.firstRow);
-      if (bucket == 0) runRows(staging, group.firstRow, tile);
+      if (bucket == 0) runRows(group.firstRow, tile);
       if (limits_.keepLogits) fetchLogits(slot, group.firstRow, tile);
     }
     sampleGroup(slot, group);
@@ -129,7 +128,8 @@ void Runner::mark(int kind) {
   slot.kinds.push_back(kind);
 }
 
-void Runner::copyBlocksOf(const Staging& staging) {
+void Runner::copyBlocksOfStep() {
+  const Staging& staging = this->staging();
   for (const auto& run : staging.copyRuns()) {
     for (int done = 0; done < run.count; done += kCopiesAtOnce) {
       const int count = std::min(kCopiesAtOnce, run.count - done);
@@ -142,16 +142,13 @@ void Runner::copyBlocksOf(const Staging& staging) {
   }
 }
 
-void Runner::runTokens(const Staging& staging, int tokens) {
-  runList(program_.tokenOps, tokens, nullptr, staging);
+void Runner::runTokens(int tokens) { runList(program_.tokenOps, tokens, nullptr); }
+
+void Runner::runRows(int firstRow, int rows) {
+  runList(program_.rowOps, rows, stagedInts(staging().layout().rows) + firstRow);
 }
 
-void Runner::runRows(const Staging& staging, int firstRow, int rows) {
-  const int* rowTokens = stagedInts(staging.layout().rows) + firstRow;
-  runList(program_.rowOps, rows, rowTokens, staging);
-}
-
-void Runner::runList(const List& ops, int rows, const int* rowTokens, const Staging& staging) {
+void Runner::runList(const List& ops, int rows, const int* rowTokens) {
   for (size_t i = 0; i < ops.size();) {
     const Instruction& op = ops[i];
     const ChainTiles* tiles = chainTilesOf(op, rows);
@@ -159,11 +156,11 @@ void Runner::runList(const List& ops, int rows, const int* rowTokens, const Stag
     if (tiles) {
       hopperChain(chainCall(&op, op.chained), *tiles, rows, stream_);
       done = op.chained;
-    } else if (const auto store = storeOfAttention(ops, i, staging)) {
-      attend(ops[i + 1], rows, staging, &*store);
+    } else if (const auto store = storeOfAttention(ops, i)) {
+      attend(ops[i + 1], rows, &*store);
       done = 2;
     } else {
-      execute(op, rows, rowTokens, staging);
+      execute(op, rows, rowTokens);
     }
     // Of several that one launch does the last, but of a chain its first product's.
     mark(static_cast<int>(tiles ? op.kind : ops[i + done - 1].kind));
@@ -171,19 +168,19 @@ void Runner::runList(const List& ops, int rows, const int* rowTokens, const Stag
   }
 }
 
-std::optional<QkvStore> Runner::storeOfAttention(const List& ops, size_t i, const Staging& staging) const {
+std::optional<QkvStore> Runner::storeOfAttention(const List& ops, size_t i) const {
   if (ops[i].kind != OpKind::QkvStore || i + 1 == ops.size() || elem_ == Elem::F32) return {};
   const Instruction &op = ops[i], &next = ops[i + 1];
   if (next.kind != OpKind::Attention || next.layer != op.layer || !(next.x == op.out)) return {};
-  const QkvStore store = storeCall(op, staging.layout());
-  if (!attentionStores(shapes_[next.shape], staging.plans()[next.shape], store)) return {};
+  const QkvStore store = storeCall(op);
+  if (!attentionStores(shapes_[next.shape], staging().plans()[next.shape], store)) return {};
   return store;
 }
 
-void Runner::execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging) {
+void Runner::execute(const Instruction& op, int rows, const int* rowTokens) {
   switch (op.kind) {
     case OpKind::Embed:
-      return embed(elem_, weights_.matrix(op.weight), stagedInts(staging.layout().tokens),
+      return embed(elem_, weights_.matrix(op.weight), stagedInts(staging().layout().tokens),
                    reinterpret_cast<const int*>(at(map_.outputs[1 - slot_])), rows, matrix(op.out),
                    stream_);
     case OpKind::RmsNorm:
@@ -198,9 +195,9 @@ void Runner::execute(const Instruction& op, int rows, const int* rowTokens, cons
     case OpKind::Add:
       return add(elem_, matrix(op.x), matrix(op.residual), rows, matrix(op.out), stream_);
     case OpKind::QkvStore:
-      return qkvStore(elem_, storeCall(op, staging.layout()), rows, stream_);
+      return qkvStore(elem_, storeCall(op), rows, stream_);
     case OpKind::Attention:
-      return attend(op, rows, staging, nullptr);
+      return attend(op, rows, nullptr);
     case OpKind::SiluMul:
       if (op.toFp8) {
         return fp8SiluMul(elem_, matrix(op.x), op.out.width, rows, fp8Rows(op.out.width), stream_);
@@ -229,7 +226,8 @@ void Runner::linear(const Instruction& op, int rows) {
   gemm_.run(op.product, productCall(op), rows, stream_);
 }
 
-QkvStore Runner::storeCall(const Instruction& op, const StagingLayout& layout) const {
+QkvStore Runner::storeCall(const Instruction& op) const {
+  const StagingLayout& layout = staging().layout();
   QkvStore step{};
   step.qIn = matrix(op.x);
   step.kIn = matrix(op.key);
@@ -246,7 +244,8 @@ QkvStore Runner::storeCall(const Instruction& op, const StagingLayout& layout) c
   return step;
 }
 
-void Runner::attend(const Instruction& op, int rows, const Staging& staging, const QkvStore* store) {
+void Runner::attend(const Instruction& op, int rows, const QkvStore* store) {
+  const Staging& staging = this->staging();
   const StagingLayout& layout = staging.layout();
   const AttentionShape& shape = shapes_[op.shape];
   AttentionInputs in{};

@@ -96,18 +96,18 @@ class Runner {
   void copyInputs(Slot& slot);
   void fetchOutputs(Slot& slot, int rows);
   void launch(Slot& slot, const Batch& batch, int bucket);
-  void copyBlocksOf(const Staging& staging);
+  void copyBlocksOfStep();
   // Everything of a step from its tokens to the wanted rows, and of these to their logits.
-  void runTokens(const Staging& staging, int tokens);
-  void runRows(const Staging& staging, int firstRow, int rows);
-  void runList(const List& ops, int rows, const int* rowTokens, const Staging& staging);
-  void execute(const Instruction& op, int rows, const int* rowTokens, const Staging& staging);
+  void runTokens(int tokens);
+  void runRows(int firstRow, int rows);
+  void runList(const List& ops, int rows, const int* rowTokens);
+  void execute(const Instruction& op, int rows, const int* rowTokens);
   void linear(const Instruction& op, int rows);
-  QkvStore storeCall(const Instruction& op, const StagingLayout& layout) const;
+  QkvStore storeCall(const Instruction& op) const;
   // Of the instruction `i`, where it is one that the attention after it does, too.
-  std::optional<QkvStore> storeOfAttention(const List& ops, size_t i, const Staging& staging) const;
+  std::optional<QkvStore> storeOfAttention(const List& ops, size_t i) const;
   // store: what attention is to store first; null if that is done.
-  void attend(const Instruction& op, int rows, const Staging& staging, const QkvStore* store);
+  void attend(const Instruction& op, int rows, const QkvStore* store);
   void mixture(const Instruction& op, int rows);
   void sampleGroup(Slot& slot, const RaggedGroup& group);
   void fetchLogits(Slot& slot, int firstRow, int rows);
@@ -116,6 +116,8 @@ class Runner {
   void guarded(Body&& body);
   void mark(int kind);
 
+  // Of the step that is launched.
+  const Staging& staging() const { return slots_[slot_]->staging; }
   const uint8_t* staged(size_t offset) const { return at(map_.staging[slot_]) + offset; }
   const int* stagedInts(size_t offset) const {
     return reinterpret_cast<const int*>(staged(offset));

@@ -86,7 +86,7 @@ void Runner::makeChains() {
       if (!chains_.same(id, chain)) continue;
       uses.push_back({chain, [this, first = run.first, length](int rows) {
                         for (int i = 0; i < length; i++) {
-                          execute(first[i], rows, nullptr, slots_[0]->staging);
+                          execute(first[i], rows, nullptr);
                         }
                       }});
     }
