@@ -41,7 +41,7 @@ DecodeKernel kernelOf(int rows) {
   static const std::string name =
       std::to_string(D::kWarps) + " warps, " + std::to_string(D::kStages) + " stages";
   constexpr int kElemBytes = kFp8 ? 1 : 2;
-  constexpr size_t ring = D::kStages * 2 * kTileTokens * kDim * kElemBytes;
+  constexpr size_t ring = ringBytes<kDim, D::kStages>(kElemBytes);
   const size_t part = partialFloats(rows, kDim) * sizeof(float);
   return {decodeKernelOf<T, kFp8, kDim, kHeadTiles, D>, D::kWarps,
           D::kWarps * (ring + part + freshBytes<kDim>(kElemBytes)) + (D::kWarps + 1) * sizeof(Cut),

@@ -83,9 +83,18 @@ __device__ __forceinline__ float rowsSum(float x) {
 
 // ---------------------------------------------------------------- the kernel
 
-// kHeadTiles times 8 query heads are computed at a time.
+// Of a warp's tiles of keys and of values.
+template <int kDim, int kStages>
+constexpr int ringBytes(int elemBytes) {
+  return kStages * 2 * kTileTokens * kDim * elemBytes;
+}
+
+// A warp's stretch of the line: `count` tiles from `mine`, the begin, entry, first and last of a DecodeWorker, on.
+// kHeadTiles times 8 query heads are computed at a time. Returns whether a part was left in shared memory.
 template <typename T, bool kFp8, int kDim, int kHeadTiles, int kWarps, int kStages>
-__device__ __forceinline__ void decode(const DecodeArgs& a) {
+__device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, int count, unsigned char* shared,
+                                       const Parts<kWarps>& parts, const Turns<kDim>& turns,
+                                       unsigned char* newest, Cut* cuts) {
   using C = typename ComputeOf<T, kFp8>::Type;
   constexpr int kElemBytes = kFp8 ? 1 : 2;  // of keys and values
   constexpr int kRowBytes = kDim * kElemBytes;
@@ -95,32 +104,9 @@ __device__ __forceinline__ void decode(const DecodeArgs& a) {
   constexpr int kRowsAtOnce = kLaneChunks >= 32 ? 1 : 32 / kLaneChunks;
   constexpr int kCopies = kTileTokens / kRowsAtOnce;
   static_assert(kLaneChunks <= 32, "a row of a tile is copied by one warp instruction");
-  extern __shared__ __align__(1024) unsigned char shared[];
-
+  constexpr int kRingBytes = ringBytes<kDim, kStages>(kElemBytes);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int worker = blockIdx.x * kWarps + warp;
-  // begin, entry, first, last
-  const int4 mine = __ldg(reinterpret_cast<const int4*>(a.workers + worker));
-  const int count = __ldg(&a.workers[worker + 1].begin) - mine.x;
-
-  constexpr int kRingBytes = kStages * 2 * kTileBytes;
-  static_assert(kRingBytes >= partialFloats(kHeadTiles * kTileHeads, kDim) * 4, "a part fits a ring");
-  const int partFloats = partialFloats(a.passRows, a.headStride);
-  const Parts<kWarps> parts = {shared, kRingBytes, reinterpret_cast<float*>(shared + kWarps * kRingBytes),
-                               partFloats};
-  constexpr int kFreshBytes = freshBytes<kDim>(kElemBytes);
-  unsigned char* const freshAt =
-      reinterpret_cast<unsigned char*>(parts.ended + kWarps * partFloats) + warp * kFreshBytes;
-  const Turns<kDim> turns(freshAt);
-  unsigned char* const newest = freshAt + Turns<kDim>::kBytes;  // a key and a value
-  Cut* const cuts = reinterpret_cast<Cut*>(freshAt + (kWarps - warp) * kFreshBytes);
-  if (lane == 0) cuts[warp].rows = 0;
-  if (threadIdx.x == 0) cuts[kWarps].rows = 0;
-  if (count == 0) {
-    waitForPrevious();
-    finishCuts<T, kDim, kWarps>(a, cuts, parts, warp, lane, false);
-    return;
-  }
 
   const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + warp * kRingBytes;
   const int copyChunk = lane % kLaneChunks, copyRow = lane / kLaneChunks;
@@ -164,18 +150,14 @@ __device__ __forceinline__ void decode(const DecodeArgs& a) {
     const int token = (load.firstTile + load.tile) * kTileTokens;
     const int low = load.keyLow(a) - token, high = load.context - (fresh ? 1 : 0) - token;
     if (!copies) return;
-    const auto copyAll = [&](int step) {
+    // Most heads fill the rows, and a step that is known is part of the instruction.
+    if (low <= 0 && high >= kTileTokens && rowBytes == kRowBytes) {
 #pragma unroll
       for (int j = 0; j < kCopies; j++) {
         const uint32_t to = target + swizzled<kRowBytes>(copyRow + j * kRowsAtOnce, copyChunk);
-        copyAsync16(to, keys + j * step);
-        copyAsync16(to + kTileBytes, values + j * step);
+        copyAsync16(to, keys + j * kRowsAtOnce * kRowBytes);
+        copyAsync16(to + kTileBytes, values + j * kRowsAtOnce * kRowBytes);
       }
-    };
-    if (low <= 0 && high >= kTileTokens) {
-      // Most heads fill the rows, and a step that is known is part of the instruction.
-      if (rowBytes == kRowBytes) copyAll(kRowsAtOnce * kRowBytes);
-      else copyAll(kRowsAtOnce * rowBytes);
       return;
     }
     // Keys that are not seen may be anything in memory, and 0 times infinity is not 0.
@@ -459,6 +441,37 @@ __device__ __forceinline__ void decode(const DecodeArgs& a) {
       __syncwarp();  // all have read the rotation before
       turns.loadRotation(a.fresh, use.context - 1, lane);
     }
+  }
+  return cut;
+}
+
+template <typename T, bool kFp8, int kDim, int kHeadTiles, int kWarps, int kStages>
+__device__ __forceinline__ void decode(const DecodeArgs& a) {
+  constexpr int kElemBytes = kFp8 ? 1 : 2;  // of keys and values
+  constexpr int kRingBytes = ringBytes<kDim, kStages>(kElemBytes);
+  static_assert(kRingBytes >= partialFloats(kHeadTiles * kTileHeads, kDim) * 4, "a part fits a ring");
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int worker = blockIdx.x * kWarps + warp;
+  const int4 mine = __ldg(reinterpret_cast<const int4*>(a.workers + worker));
+  const int count = __ldg(&a.workers[worker + 1].begin) - mine.x;
+
+  const int partFloats = partialFloats(a.passRows, a.headStride);
+  const Parts<kWarps> parts = {shared, kRingBytes, reinterpret_cast<float*>(shared + kWarps * kRingBytes),
+                               partFloats};
+  constexpr int kFreshBytes = freshBytes<kDim>(kElemBytes);
+  unsigned char* const freshAt =
+      reinterpret_cast<unsigned char*>(parts.ended + kWarps * partFloats) + warp * kFreshBytes;
+  const Turns<kDim> turns(freshAt);
+  unsigned char* const newest = freshAt + Turns<kDim>::kBytes;  // a key and a value
+  Cut* const cuts = reinterpret_cast<Cut*>(freshAt + (kWarps - warp) * kFreshBytes);
+  if (lane == 0) cuts[warp].rows = 0;
+  if (threadIdx.x == 0) cuts[kWarps].rows = 0;
+  bool cut = false;
+  if (count > 0) {
+    cut = attend<T, kFp8, kDim, kHeadTiles, kWarps, kStages>(a, mine, count, shared, parts, turns, newest, cuts);
+  } else {
+    waitForPrevious();
   }
   finishCuts<T, kDim, kWarps>(a, cuts, parts, warp, lane, cut);
 }
