@@ -37,6 +37,24 @@ decltype(&cuTensorMapEncodeTiled) encodeMap() {
   return function;
 }
 
+// Strides in bytes, of all dimensions but the first.
+template <int kRank>
+CUtensorMap encoded(CUtensorMapDataType type, const void* data, const cuuint64_t (&sizes)[kRank],
+                    const cuuint64_t (&strides)[kRank - 1], const cuuint32_t (&box)[kRank], bool swizzled) {
+  CUtensorMap map;
+  cuuint32_t steps[kRank];
+  for (cuuint32_t& step : steps) step = 1;
+  const CUresult result =
+      encodeMap()(&map, type, kRank, const_cast<void*>(data), sizes, strides, box, steps,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    throw CudaError("cuTensorMapEncodeTiled: error " + std::to_string(result));
+  }
+  return map;
+}
+
 bool isHopper(int device) {
   int major = 0, minor = 0;
   const auto read = [&](int& value, cudaDeviceAttr attribute) {
@@ -75,20 +93,15 @@ int multiprocessors() {
 
 CUtensorMap tileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
                     int64_t stride, int tileRows, int rowBytes) {
-  CUtensorMap map;
-  const cuuint64_t sizes[2] = {cuuint64_t(columns), cuuint64_t(rows)};
-  const cuuint64_t strides[1] = {cuuint64_t(stride) * size};
-  const cuuint32_t box[2] = {cuuint32_t(rowBytes / size), cuuint32_t(tileRows)};
-  const cuuint32_t steps[2] = {1, 1};
-  const CUresult result = encodeMap()(
-      &map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE,
-      rowBytes == kTileWidth ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    throw CudaError("cuTensorMapEncodeTiled: error " + std::to_string(result));
-  }
-  return map;
+  return encoded<2>(type, data, {cuuint64_t(columns), cuuint64_t(rows)}, {cuuint64_t(stride) * size},
+                    {cuuint32_t(rowBytes / size), cuuint32_t(tileRows)}, rowBytes == kTileWidth);
+}
+
+CUtensorMap pairedTileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
+                          int tileRows) {
+  const cuuint64_t row = cuuint64_t(columns) * size, half = rows / 2;
+  return encoded<4>(type, data, {cuuint64_t(columns), 8, 2, half / 8}, {row, half * row, 8 * row},
+                    {cuuint32_t(kTileWidth / size), 8, 2, cuuint32_t(tileRows / 16)}, true);
 }
 
 }  // namespace millrace::cuda

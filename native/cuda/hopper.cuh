@@ -79,6 +79,15 @@ __device__ __forceinline__ void copyTile(uint32_t target, const CUtensorMap* map
       "l"(map), "r"(x), "r"(y), "r"(barrier)
       : "memory");
 }
+// Of a map of pairs: from column x and the group-th eight rows of either half on.
+__device__ __forceinline__ void copyPairedTile(uint32_t target, const CUtensorMap* map, int x, int group,
+                                               uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, 0, 0, "
+      "%3}], [%4];" ::"r"(target),
+      "l"(map), "r"(x), "r"(group), "r"(barrier)
+      : "memory");
+}
 // So many bytes, a multiple of 16, as they lie.
 __device__ __forceinline__ void copyBytes(uint32_t target, const void* from, uint32_t bytes,
                                           uint32_t barrier) {
@@ -96,6 +105,19 @@ __device__ __forceinline__ void prefetchMap(const CUtensorMap* map) {
 // here on.
 __device__ __forceinline__ void fenceForAsync() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// 8 x 8 matrices of 16 bits to shared memory, of which a thread has columns 2 t and 2 t + 1 of row g, as
+// columns: eight lanes a matrix say where each of its columns goes.
+__device__ __forceinline__ void storeTurned(uint32_t address, const uint32_t (&r)[2]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(r[0]),
+               "r"(r[1])
+               : "memory");
+}
+__device__ __forceinline__ void storeTurned(uint32_t address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
 }
 
 // ---------------------------------------------------------------- products (wgmma)

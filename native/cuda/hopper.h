@@ -20,4 +20,9 @@ constexpr int kTileWidth = 128;
 CUtensorMap tileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
                     int64_t stride, int tileRows, int rowBytes = kTileWidth);
 
+// Of a matrix whose lower half of rows belongs to the upper one: tiles with eight rows of the upper half, the
+// eight that belong to them, the next eight, and so on, tileRows in all. `rows`, of both, is a multiple of 16.
+CUtensorMap pairedTileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
+                          int tileRows);
+
 }  // namespace millrace::cuda

@@ -93,20 +93,17 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
           weightRing.expect(C::kStageBytes);
           const uint32_t to = weightRing.at(), done = weightRing.full();
           const int column = (share.begin + step) * kColumns;
-          if (phase.gated) {
-            copyTile(to, &phase.weight, column, output / 2, done);
-            copyTile(to + C::kWeightBytes / 2, &phase.weight, column, phase.columns + output / 2, done);
-          } else {
-            copyTile(to, &phase.weight, column, output, done);
-          }
+          if (phase.gated) copyPairedTile(to, &phase.weight, column, output / 16, done);
+          else copyTile(to, &phase.weight, column, output, done);
           weightRing.next();
         };
         // The weight of its first tile does not wait for the other blocks.
         const bool taking = share.tile < phase.tiles;
+        Place place = placeOf<C>(work, share.tile);
         const int ahead = taking ? min(share.steps, C::kStages) : 0;
         for (int i = 0; i < ahead; i++) {
           if (C::kHolds && took && i == ahead * 3 / 4) barrierWait(told + 8 * (p - 1), 0);
-          copyWeight(i, outputOf<C>(share.tile, work.rowTiles));
+          copyWeight(i, place.output);
         }
         took = taking;
         if (p == 0) waitForPrevious();
@@ -114,14 +111,16 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
         if (p > 0) awaitCount(work.counters + p - 1, work.phases[p - 1].arrivals);
         fenceGlobalForAsync();
         barrierArrive(entered + 8 * p);
-        for (int tile = share.tile; tile < phase.tiles; tile += share.tilesAtOnce) {
-          const int row = rowOf<C>(tile, work.rowTiles), output = outputOf<C>(tile, work.rowTiles);
+        int already = ahead;
+        for (int tile = share.tile; tile < phase.tiles; place = placeOf<C>(work, tile)) {
           for (int i = 0; i < share.steps; i++) {
-            if (tile != share.tile || i >= ahead) copyWeight(i, output);
-            copyTile(xRing.at() + C::kWeightBytes, &phase.x, (share.begin + i) * kColumns, row,
+            if (i >= already) copyWeight(i, place.output);
+            copyTile(xRing.at() + C::kWeightBytes, &phase.x, (share.begin + i) * kColumns, place.row,
                      xRing.full());
             xRing.next();
           }
+          already = 0;
+          tile += share.tilesAtOnce;
         }
       }
     }
@@ -136,7 +135,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
       // Of the rows whose results this block stores: with more than one tile that may be any.
       const bool oneTile = share.tile + share.tilesAtOnce >= phase.tiles;
       const int part = C::kRows >> phase.splitShift;
-      const int begin = oneTile ? rowOf<C>(share.tile, work.rowTiles) + share.split * part : 0;
+      const int begin = oneTile ? placeOf<C>(work, share.tile).row + share.split * part : 0;
       const int end = oneTile ? min(begin + part, work.rows) : work.rows;
       barrierWait(entered + 8 * p, 0);
 #pragma unroll 2
@@ -151,7 +150,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
         if (row < end && quarter == 0) {
-          scales[row] = rsqrtf(sum / phase.inputs + phase.eps);
+          scales[row] = rsqrtf(sum * phase.perInput + phase.eps);
         }
       }
       __syncwarp();
@@ -165,13 +164,13 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
       const Share share = shareOf(work, phase);
       if (share.tile >= phase.tiles) continue;
       for (int tile = share.tile; tile < phase.tiles; tile += share.tilesAtOnce) {
-        const Tile results = {work, phase, share, rowOf<C>(tile, work.rowTiles),
-                              outputOf<C>(tile, work.rowTiles), phase.scaled ? scales : nullptr,
-                              work.squares[p % 2]};
+        const Tile results = {placeOf<C>(work, tile), work, phase, share, tile == share.tile,
+                              phase.scaled ? scales : nullptr, work.squares[p % 2]};
         Part<C> part(results);
+        const Whole<C> whole(results);
         sumStages(ring, share.steps, sums);
         barrierWait(entered + 8 * p, 0);
-        finish(sums[0], part, results, handed, summed + 8 * p, scaled + 8 * p);
+        finish(sums[0], part, whole, results, handed, summed + 8 * p, scaled + 8 * p);
       }
       if (p + 1 == work.count) break;
       syncAdders<C::kAdders>();
@@ -234,6 +233,7 @@ Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
   work.rows = rows;
   work.rowTiles = static_cast<int>(divideUp(rows, C::kRows));
   work.cluster = cluster;
+  work.perRowTile = static_cast<unsigned int>(divideUp(int64_t{1} << 32, work.rowTiles));
   work.counters = static_cast<unsigned int*>(chain.scratch);
   work.squares[0] = reinterpret_cast<float*>(static_cast<uint8_t*>(chain.scratch) + kCounterBytes);
   work.squares[1] = work.squares[0] + kChainMaxRows * squaresOf(widest);
@@ -241,11 +241,11 @@ Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
     const ChainPhase& from = chain.phases[p];
     Phase& to = work.phases[p];
     constexpr CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    to.weight = tileMap(type, sizeof(T), from.weight, from.k, from.n, from.k,
-                        from.gated ? C::kOutputs / 2 : C::kOutputs);
+    to.weight = from.gated ? pairedTileMap(type, sizeof(T), from.weight, from.k, from.n, C::kOutputs)
+                           : tileMap(type, sizeof(T), from.weight, from.k, from.n, from.k, C::kOutputs);
     to.x = tileMap(type, sizeof(T), from.x, from.k, rows, from.xStride, C::kRows);
     to.columns = from.gated ? from.n / 2 : from.n;
-    to.inputs = from.k;
+    to.perInput = 1.0f / from.k;
     to.steps = static_cast<int>(divideUp(from.k, kColumns));
     const int outputTiles =
         static_cast<int>(divideUp(to.columns, from.gated ? C::kOutputs / 2 : C::kOutputs));
@@ -261,9 +261,9 @@ Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
     to.residual = static_cast<const T*>(from.residual);
     to.out = static_cast<T*>(from.out);
     to.normed = from.normWeight ? static_cast<T*>(from.normed) : nullptr;
-    to.residualStride = from.residualStride;
-    to.outStride = from.outStride;
-    to.normedStride = from.normedStride;
+    to.residualStride = static_cast<int>(from.residualStride);
+    to.outStride = static_cast<int>(from.outStride);
+    to.normedStride = static_cast<int>(from.normedStride);
   }
   return work;
 }

@@ -17,7 +17,7 @@ constexpr size_t kCounterBytes = 256;
 struct Phase {
   CUtensorMap weight, x;
   int columns;    // of out
-  int inputs;     // k
+  float perInput;  // 1 / k
   int steps;      // tiles of k
   int tiles;      // of results, row tiles of the same outputs one after the other
   int splitShift;  // 2 to this power blocks of a cluster share a sum over k
@@ -28,12 +28,13 @@ struct Phase {
   const float *bias, *normWeight;
   const T* residual;
   T *out, *normed;
-  int64_t residualStride, outStride, normedStride;
+  int residualStride, outStride, normedStride;
 };
 
 struct Work {
   Phase phases[kChainPhases];
   int count, rows, rowTiles, cluster;  // cluster: a power of two
+  unsigned int perRowTile;  // 2^32 / rowTiles, rounded up: a division takes 60 instructions
   unsigned int* counters;
   float* squares[2];  // [rows, parts], of phases in turn
 };
@@ -69,34 +70,30 @@ __device__ __forceinline__ Share shareOf(const Work& work, const Phase& phase) {
   return share;
 }
 
+struct Place {
+  int row, output;
+};
+template <class C>
+__device__ __forceinline__ Place placeOf(const Work& work, int tile) {
+  const int outputs = work.rowTiles == 1 ? tile : __umulhi(tile, work.perRowTile);
+  return {(tile - outputs * work.rowTiles) * C::kRows, outputs * C::kOutputs};
+}
+
 // A tile's place in the results, and what its sums are to become.
-struct Tile {
+struct Tile : Place {
   const Work& work;
   const Phase& phase;
   const Share& share;
-  int row, output;
+  bool first;  // of the block's in this phase: nothing of another is read any more
   const float* scales;  // null: as they are
   float* squares;
   __device__ __forceinline__ float scaleOf(int row) const { return scales ? scales[row] : 1.0f; }
 };
 
-// Adds the sums of blocks kFrom .. kTo - 1, which lie `rows` rows behind one another, of eight outputs of a row.
-template <class C, int kFrom, int kTo>
-__device__ __forceinline__ void addSums(const float* sums, int rows, int row, int output,
-                                        float (&values)[8]) {
-#pragma unroll
-  for (int block = kFrom; block < kTo; block++) {
-#pragma unroll
-    for (int j = 0; j < 8; j += 4) {
-      float four[4];
-      loadFloats<4>(sums + sumsAt<C>(block * rows + row, output + j), four);
-#pragma unroll
-      for (int i = 0; i < 4; i++) values[j + i] += four[i];
-    }
-  }
-}
+// Rows of a tile of gates and ups alternate by eights: where the gate of an output is.
+__device__ __forceinline__ int gateOf(int output) { return (output & ~7) * 2 + (output & 7); }
 
-// A thread's share of a block's part of a tile: in each round eight results of a row, always of the same columns.
+// A thread's share of a block's part of a tile: in each round N results of a row, always of the same columns.
 // One code in a loop for every way to divide a product: attention drives a chain's instructions out of the
 // caches between one layer and the next, and those that are executed once are waited for.
 template <class C>
@@ -106,12 +103,13 @@ class Part {
   __device__ __forceinline__ explicit Part(const Tile& tile)
       : tile_(tile),
         rows_(C::kRows >> tile.phase.splitShift),
-        lanesShift_((C::kOutputs == 128 ? 4 : 3) - tile.phase.gated),
+        lanesShift_(kLanesShift - tile.phase.gated),
         column_((threadIdx.x & ((1 << lanesShift_) - 1)) * N),
         output_((tile.phase.gated ? tile.output / 2 : tile.output) + column_),
         first_(threadIdx.x >> lanesShift_),
         step_(C::kAdders >> lanesShift_),
-        row_(tile.row + tile.share.split * rows_ + first_) {
+        row_(tile.row + tile.share.split * rows_ + first_),
+        rowsHere_(output_ < tile.phase.columns ? min(rows_ - first_, tile.work.rows - row_) : 0) {
     const Phase& phase = tile.phase;
 #pragma unroll
     for (int i = 0; i < N; i++) bias_[i] = more_[i] = 0.0f;
@@ -125,34 +123,34 @@ class Part {
   // And these, once what other blocks have stored is there.
   __device__ __forceinline__ void loadResiduals() {
 #pragma unroll
-    for (int round = 0; round < 2; round++) residual_[round] = residualOf(round);
+    for (int round = 0; round < 2; round++) residual_[round] = residualOf(round * step_);
   }
 
   __device__ __forceinline__ void store(const float* sums) {
     const Phase& phase = tile_.phase;
     const int parts = (phase.columns + C::kOutputs - 1) / C::kOutputs;
 #pragma unroll 1
-    for (int round = 0; __any_sync(~0u, there(round)); round++) {
-      const int inPart = min(first_ + round * step_, rows_ - 1);  // lanes without a row read another's
-      const int row = min(row_ + round * step_, tile_.work.rows - 1);
+    for (int at = 0; __any_sync(~0u, at < rowsHere_); at += step_) {
+      const bool there = at < rowsHere_;
+      const int inPart = min(first_ + at, rows_ - 1);  // lanes without a row read another's
+      const int row = min(row_ + at, tile_.work.rows - 1);
       const float scale = tile_.scaleOf(row);
       float values[N], others[N];
-      load(sums, inPart, column_, values);
+      load(sums, inPart, phase.gated ? gateOf(column_) : column_, phase.gated ? 2 : 1, others, values);
       if (phase.gated) {
-        load(sums, inPart, C::kOutputs / 2 + column_, others);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-          values[i] = silu<T>(values[i] * scale + bias_[i]) * (others[i] * scale + more_[i]);
+          values[i] = silu<T>(others[i] * scale + bias_[i]) * (values[i] * scale + more_[i]);
         }
       } else {
         unpack<T, N>(residual_[0], others);  // zeros without a residual
         residual_[0] = residual_[1];
-        residual_[1] = residualOf(round + 2);
+        residual_[1] = residualOf(at + 2 * step_);
 #pragma unroll
         for (int i = 0; i < N; i++) values[i] = values[i] * scale + bias_[i] + others[i];
       }
       const Raw<T, N> rounded = pack<T, N>(values);
-      if (there(round)) storeRaw<T, N>(phase.out + row * phase.outStride + output_, rounded);
+      if (there) storeRaw<T, N>(phase.out + int64_t{row} * phase.outStride + output_, rounded);
       if (!phase.normed) continue;
       unpack<T, N>(rounded, values);
       float squares = 0.0f;
@@ -161,57 +159,169 @@ class Part {
         squares += values[i] * values[i];
         values[i] *= more_[i];
       }
-      if (!there(round)) squares = 0.0f;
-      else storeRaw<T, N>(phase.normed + row * phase.normedStride + output_, pack<T, N>(values));
+      if (!there) squares = 0.0f;
+      else storeRaw<T, N>(phase.normed + int64_t{row} * phase.normedStride + output_, pack<T, N>(values));
 #pragma unroll
       for (int apart = C::kOutputs / N / 2; apart > 0; apart /= 2) {
         squares += __shfl_xor_sync(~0u, squares, apart);
       }
-      if (there(round) && column_ == 0) {
-        tile_.squares[row * parts + tile_.output / C::kOutputs] = squares;
-      }
+      if (there && column_ == 0) tile_.squares[row * parts + tile_.output / C::kOutputs] = squares;
     }
   }
 
  private:
-  static constexpr int N = 8;
+  // Where there are few rows, they are shared by more threads.
+  static constexpr int N = C::kRows <= 32 ? 4 : 8;
   static_assert(C::kOutputs == 64 || C::kOutputs == 128);
+  static constexpr int kLanesShift = (C::kOutputs == 128 ? 4 : 3) + (N == 4);
 
-  __device__ __forceinline__ bool there(int round) const {
-    return output_ < tile_.phase.columns && first_ + round * step_ < rows_ &&
-           row_ + round * step_ < tile_.work.rows;
-  }
   // Past this SM's first cache: other blocks may have written them since the kernel began.
-  __device__ __forceinline__ Raw<T, N> residualOf(int round) const {
+  __device__ __forceinline__ Raw<T, N> residualOf(int at) const {
     const Phase& phase = tile_.phase;
-    if (!phase.residual || !there(round)) return {};
-    const T* from = phase.residual + (row_ + round * step_) * phase.residualStride + output_;
+    if (!phase.residual || at >= rowsHere_) return {};
+    const T* from = phase.residual + int64_t{row_ + at} * phase.residualStride + output_;
     return __ldcg(reinterpret_cast<const Raw<T, N>*>(from));
   }
-  __device__ __forceinline__ void load(const float* sums, int row, int output, float (&values)[N]) const {
+  // `eights` groups of outputs that are eight apart, by one code; the last to `values`, the one before to
+  // `others`. The sums of all blocks are asked for before the first is added.
+  __device__ __forceinline__ void load(const float* sums, int row, int output, int eights, float (&others)[N],
+                                       float (&values)[N]) const {
     const int splits = tile_.share.splits;
+#pragma unroll 1
+    for (int eight = 0; eight < eights; eight++) {
+      float of[C::kMostSplits][N];
 #pragma unroll
-    for (int i = 0; i < N; i++) values[i] = 0.0f;
-    addSums<C, 0, 1>(sums, rows_, row, output, values);
-    if (splits > 1) addSums<C, 1, 2>(sums, rows_, row, output, values);
-    if (splits > 2) addSums<C, 2, 4>(sums, rows_, row, output, values);
-    if (splits > 4) addSums<C, 4, 8>(sums, rows_, row, output, values);
+      for (int block = 0; block < C::kMostSplits; block++) {
+#pragma unroll
+        for (int j = 0; j < N; j += 4) {
+          float four[4] = {};
+          if (block < splits) {
+            loadFloats<4>(sums + sumsAt<C>(block * rows_ + row, output + eight * 8 + j), four);
+          }
+#pragma unroll
+          for (int i = 0; i < 4; i++) of[block][j + i] = four[i];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < N; i++) {
+        others[i] = values[i];
+        values[i] = of[0][i];
+      }
+#pragma unroll
+      for (int block = 1; block < C::kMostSplits; block++) {
+#pragma unroll
+        for (int i = 0; i < N; i++) values[i] += of[block][i];
+      }
+    }
   }
 
   const Tile& tile_;
   const int rows_, lanesShift_;  // of the part; 2 to this power lanes have a row
   const int column_, output_, first_, step_, row_;
+  const int rowsHere_;  // of this thread's and those behind it
   float bias_[N], more_[N];  // more: the ups' biases, or the weights of the norm
   Raw<T, N> residual_[2];    // of the next rounds
 };
 
+// A whole tile's results of a product that nothing is added to but biases. Sums become results where they are,
+// in registers, and are turned around as such: half of the bytes and a quarter of the time.
+template <class C>
+class Whole {
+ public:
+  static __device__ __forceinline__ bool suits(const Tile& tile) {
+    return tile.share.splits == 1 && !tile.phase.residual && !tile.phase.normed;
+  }
+
+  // Biases are on their way from here on.
+  __device__ __forceinline__ explicit Whole(const Tile& tile) : tile_(tile) {
+    const Phase& phase = tile.phase;
+    bias_[0] = bias_[1] = 0.0f;
+    if (!phase.bias) return;
+    const int warp = threadIdx.x / 32, row = threadIdx.x % 32 / 4;
+    const int first = phase.gated ? tile.output / 2 + warp * 8 + row : tile.output + warp * 16 + row;
+    const int second = first + (phase.gated ? phase.columns : 8);
+    if (first < phase.columns) bias_[0] = phase.bias[first];
+    if (phase.gated ? first < phase.columns : second < phase.columns) bias_[1] = phase.bias[second];
+  }
+
+  __device__ __forceinline__ void store(const float (&sums)[C::kRows / 2], uint8_t* results) const {
+    if (!tile_.first) syncAdders<C::kAdders>();
+    if (tile_.phase.gated) turn<true>(sums, results);
+    else turn<false>(sums, results);
+    syncAdders<C::kAdders>();
+    copyOut(results);
+  }
+
+ private:
+  // Where eight outputs of a row are, of 2 to the power of `shift` such packs: eight rows' are in banks of
+  // their own.
+  static __device__ __forceinline__ int packAt(int shift, int row, int pack) {
+    const int turn = shift >= 3 ? row & 7 : row >> (3 - shift) & ((1 << shift) - 1);
+    return ((row << shift) + (pack ^ turn)) * 16;
+  }
+
+  template <bool kGated>
+  __device__ __forceinline__ void turn(const float (&sums)[C::kRows / 2], uint8_t* results) const {
+    constexpr int kShift = (C::kOutputs == 128 ? 4 : 3) - kGated;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int pack = kGated ? warp : 2 * warp + lane / 8 % 2, row = lane % 8 + lane / (kGated ? 8 : 16) % 2 * 8;
+    // Sixteen rows on are as far in shared memory, as they are turned alike.
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(results)) + packAt(kShift, row, pack);
+    const float* scales = tile_.scales ? tile_.scales + tile_.row + lane % 4 * 2 : nullptr;
+#pragma unroll
+    for (int first = 0; first < C::kRows; first += 16) {
+      uint32_t packed[kGated ? 2 : 4];
+#pragma unroll
+      for (int eight = 0; eight < 2; eight++) {
+        const float* own = sums + first / 2 + eight * 4;
+        float2 scale = {1.0f, 1.0f};
+        if (scales) scale = *reinterpret_cast<const float2*>(scales + first + eight * 8);
+        const float a = own[0] * scale.x + bias_[0], b = own[1] * scale.y + bias_[0];
+        const float c = own[2] * scale.x + bias_[1], d = own[3] * scale.y + bias_[1];
+        if constexpr (kGated) {
+          packed[eight] = Half2<T>::pack(silu<T>(a) * c, silu<T>(b) * d);
+        } else {
+          packed[2 * eight] = Half2<T>::pack(a, b);
+          packed[2 * eight + 1] = Half2<T>::pack(c, d);
+        }
+      }
+      storeTurned(to + (first << kShift) * 16, packed);
+    }
+  }
+
+  // Of every row a thread has the same pack, and rows a multiple of eight apart: so their places are, too.
+  __device__ __forceinline__ void copyOut(const uint8_t* results) const {
+    const Phase& phase = tile_.phase;
+    const int shift = (C::kOutputs == 128 ? 4 : 3) - phase.gated;  // 2 to this power packs a row
+    const int pack = threadIdx.x & ((1 << shift) - 1), first = threadIdx.x >> shift, step = C::kAdders >> shift;
+    const int column = (phase.gated ? tile_.output / 2 : tile_.output) + pack * 8;
+    const int end = column < phase.columns ? min(C::kRows, tile_.work.rows - tile_.row) : 0;
+    const uint8_t* from = results + packAt(shift, first, pack);
+    T* to = phase.out + int64_t{tile_.row + first} * phase.outStride + column;
+#pragma unroll 2
+    for (int row = first; row < end; row += step) {
+      storeRaw<T, 8>(to, *reinterpret_cast<const uint4*>(from));
+      from += C::kAdders * 16;
+      to += step * phase.outStride;
+    }
+  }
+
+  const Tile& tile_;
+  float bias_[2];  // of gate and up, or of a thread's two outputs
+};
+
 // The sums of a tile become results.
 template <class C>
-__device__ __forceinline__ void finish(const float (&sums)[1][C::kRows / 2], Part<C>& part, const Tile& tile,
-                                       float* handed, uint32_t summed, uint32_t scaled) {
+__device__ __forceinline__ void finish(const float (&sums)[1][C::kRows / 2], Part<C>& part,
+                                       const Whole<C>& whole, const Tile& tile, float* handed, uint32_t summed,
+                                       uint32_t scaled) {
+  if (Whole<C>::suits(tile)) {
+    if (tile.scales) barrierWait(scaled, 0);
+    return whole.store(sums[0], reinterpret_cast<uint8_t*>(handed));
+  }
   part.loadResiduals();
   if (tile.share.splits == 1) {
-    syncAdders<C::kAdders>();  // all have read what was here before
+    if (!tile.first) syncAdders<C::kAdders>();
     keepSums<C>(sums, handed, 0, C::kRows);
     syncAdders<C::kAdders>();
   } else {
