@@ -103,9 +103,10 @@ const Configuration& configurationOf(const AttentionShape& shape) {
   made.decode = decodeKernel(largest, dim, mostShared, variants.decode);
   made.prefill = choosePrefill(shape, variants.prefill);
   // Another shape may launch the same kernel with more.
-  made.geometry.decodeBlocks = residentBlocks(made.decode.function, made.decode.warps * 32,
-                                              made.decode.sharedBytes, mostShared, sms,
-                                              "attention decode");
+  for (const auto function : {made.decode.function, made.decode.ofFresh}) {
+    made.geometry.decodeBlocks = residentBlocks(function, made.decode.warps * 32, made.decode.sharedBytes,
+                                                mostShared, sms, "attention decode");
+  }
   made.geometry.decodeWarps = made.decode.warps;
   made.geometry.prefillResident = residentBlocks(made.prefill.function, made.prefill.threads,
                                                  made.prefill.sharedBytes, made.prefill.sharedBytes, sms,
@@ -214,8 +215,8 @@ void attention(const AttentionShape& shape, const AttentionPlan& plan, const Att
     }
     const int blocks = plan.graph ? made.geometry.decodeBlocks
                                   : (plan.decodeItems + made.decode.warps - 1) / made.decode.warps;
-    launch("attention decode", made.decode.function, dim3(blocks), made.decode.warps * 32,
-           made.decode.sharedBytes, stream, a);
+    launch("attention decode", in.store ? made.decode.ofFresh : made.decode.function, dim3(blocks),
+           made.decode.warps * 32, made.decode.sharedBytes, stream, a);
   }
 
   if (plan.prefillItems > 0) {

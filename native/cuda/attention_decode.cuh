@@ -36,10 +36,11 @@ struct DecodeArgs {
 
 // A kernel of a list of alternatives; `0` is the product's choice (dev/attention.md has the times).
 struct DecodeKernel {
-  void (*function)(DecodeArgs);
-  int warps;
-  size_t sharedBytes;
-  const char* name;
+  void (*function)(DecodeArgs) = nullptr;
+  void (*ofFresh)(DecodeArgs) = nullptr;  // where DecodeArgs::fresh has something
+  int warps = 0;
+  size_t sharedBytes = 0;
+  const char* name = nullptr;
 };
 // dim: 64, 128 or 256, at least headStride. mostShared: bytes that a block may have. function is null where
 // there is no such variant.

@@ -30,9 +30,9 @@ constexpr bool usedHere(Room room) {
 #endif
 }
 
-template <typename T, bool kFp8, int kDim, int kHeadTiles, class D>
+template <typename T, bool kFp8, int kDim, int kHeadTiles, class D, bool kFresh>
 __global__ __launch_bounds__(D::kWarps * 32, 1) void decodeKernelOf(DecodeArgs a) {
-  if constexpr (usedHere(D::kRoom)) decode<T, kFp8, kDim, kHeadTiles, D::kWarps, D::kStages>(a);
+  if constexpr (usedHere(D::kRoom)) decode<T, kFp8, kDim, kHeadTiles, D::kWarps, D::kStages, kFresh>(a);
   else __trap();
 }
 
@@ -43,7 +43,9 @@ DecodeKernel kernelOf(int rows) {
   constexpr int kElemBytes = kFp8 ? 1 : 2;
   constexpr size_t ring = ringBytes<kDim, D::kStages>(kElemBytes);
   const size_t part = partialFloats(rows, kDim) * sizeof(float);
-  return {decodeKernelOf<T, kFp8, kDim, kHeadTiles, D>, D::kWarps,
+  return {decodeKernelOf<T, kFp8, kDim, kHeadTiles, D, false>,
+          decodeKernelOf<T, kFp8, kDim, kHeadTiles, D, true>,
+          D::kWarps,
           D::kWarps * (ring + part + freshBytes<kDim>(kElemBytes)) + (D::kWarps + 1) * sizeof(Cut),
           name.c_str()};
 }
@@ -58,7 +60,7 @@ DecodeKernel pickOf(int rows, size_t mostShared, int variant) {
     if (rooms[i] == Room::Little && mostShared > kMuchShared) continue;
     if (all[i].sharedBytes <= mostShared && variant-- <= 0) return all[i];
   }
-  return {nullptr, 0, 0, nullptr};
+  return {};
 }
 
 // Few bytes on their way keep memory busy, and more are no gain: some SMs then get theirs earlier than others,

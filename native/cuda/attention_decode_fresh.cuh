@@ -38,41 +38,96 @@ struct Turns {
   }
 };
 
-// A thread's pairs of a head's query, at the columns that columnOf(n, i) gives, turned and rounded to T. The
-// four threads of a quad have a head.
-template <typename T, int kDim, class ColumnOf>
-__device__ __forceinline__ void turnQuery(const NewTokens& fresh, const Turns<kDim>& turns,
-                                          ColumnOf columnOf, uint32_t (&q)[kDim / 16][2]) {
-  constexpr int kSteps = kDim / 16, kHalf = kDim / 2;
+// A head's query or key of which a lane has kPer columns of the lower half and those of the upper half: normed, if
+// there are weights for it, and turned.
+template <int kDim, int kPer>
+__device__ __forceinline__ void turnRow(const Turns<kDim>& turns, const float* weights, bool normed, float eps,
+                                        int lane, float (&lower)[kPer], float (&upper)[kPer]) {
   float scale = 1.0f;
-  if (fresh.qNorm) {
+  if (normed) {
     float squares = 0.0f;
 #pragma unroll
-    for (int n = 0; n < kSteps; n++) {
+    for (int j = 0; j < kPer; j++) squares += lower[j] * lower[j] + upper[j] * upper[j];
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        float x[2];
-        unpack<T, 2>(q[n][i], x);
-        squares += x[0] * x[0] + x[1] * x[1];
-      }
-    }
-    scale = 1.0f / sqrtf(quadSum(squares) / kDim + fresh.eps);
+    for (int step = 1; step < 32; step *= 2) squares += __shfl_xor_sync(kAll, squares, step);
+    scale = rsqrtf(squares / kDim + eps);
   }
 #pragma unroll
-  for (int n = 0; n < kSteps / 2; n++) {
+  for (int j = 0; j < kPer; j++) {
+    const int column = lane * kPer + j;
+    const float2 by = turns.rotation[column];
+    const float low = lower[j] * (scale * weights[column]);
+    const float high = upper[j] * (scale * weights[Turns<kDim>::kHalf + column]);
+    lower[j] = low * by.x - high * by.y;
+    upper[j] = high * by.x + low * by.y;
+  }
+}
+
+// Where `byte` of a head's turned query is: the same columns of eight heads are in banks of their own.
+template <int kDim>
+__device__ __forceinline__ int turnedAt(int row, int byte) {
+  return row * (2 * kDim) + (byte ^ (row & 7) << 4);
+}
+
+// Queries of `rows` heads, normed, turned, rounded to T and then to C, by one code for all heads: code that runs
+// once a launch takes long to fetch. They go to `room`, of which the address is returned.
+template <typename T, typename C, int kDim>
+__device__ __forceinline__ uint32_t turnQueries(const NewTokens& fresh, const Turns<kDim>& turns,
+                                                const T* queries, int rows, int lane, unsigned char* room) {
+  constexpr int kPer = kDim / 64, kChunks = 2 * kDim / 16;
+  __syncwarp();
+#pragma unroll 1
+  for (int first = lane; first < rows * kChunks; first += 64) {
+    uint4 raw[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const int column = columnOf(n, i);
-      const float2 lower = *reinterpret_cast<const float2*>(turns.weights + column);
-      const float2 upper = *reinterpret_cast<const float2*>(turns.weights + kHalf + column);
-      const float4 by = *reinterpret_cast<const float4*>(turns.rotation + column);
-      float low[2], high[2];
-      unpack<T, 2>(q[n][i], low);
-      unpack<T, 2>(q[n + kSteps / 2][i], high);
-      low[0] *= scale * lower.x, low[1] *= scale * lower.y;
-      high[0] *= scale * upper.x, high[1] *= scale * upper.y;
-      q[n][i] = Half2<T>::pack(low[0] * by.x - high[0] * by.y, low[1] * by.z - high[1] * by.w);
-      q[n + kSteps / 2][i] = Half2<T>::pack(high[0] * by.x + low[0] * by.y, high[1] * by.z + low[1] * by.w);
+      const int chunk = first + 32 * i;
+      // Not by the read-only path: the kernel ahead may write them while this one runs.
+      if (chunk < rows * kChunks) raw[i] = *reinterpret_cast<const uint4*>(queries + chunk * 8);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int row = (first + 32 * i) / kChunks, byte = (first + 32 * i) % kChunks * 16;
+      if (row < rows) *reinterpret_cast<uint4*>(room + turnedAt<kDim>(row, byte)) = raw[i];
+    }
+  }
+  __syncwarp();
+#pragma unroll 1
+  for (int row = 0; row < rows; row++) {
+    T* const own[2] = {reinterpret_cast<T*>(room + turnedAt<kDim>(row, lane * (2 * kPer))),
+                       reinterpret_cast<T*>(room + turnedAt<kDim>(row, lane * (2 * kPer) + kDim))};
+    float halves[2][kPer];
+#pragma unroll
+    for (int i = 0; i < 2; i++) unpack<T, kPer>(loadRaw<T, kPer>(own[i]), halves[i]);
+    turnRow<kDim, kPer>(turns, turns.weights, fresh.qNorm != nullptr, fresh.eps, lane, halves[0], halves[1]);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const Raw<T, kPer> rounded = pack<T, kPer>(halves[i]);
+      if constexpr (std::is_same_v<T, C>) {
+        storeRaw<T, kPer>(own[i], rounded);
+      } else {
+        unpack<T, kPer>(rounded, halves[i]);
+#pragma unroll
+        for (float& x : halves[i]) x = fminf(fmaxf(x, -65504.0f), 65504.0f);
+        storeRaw<C, kPer>(reinterpret_cast<C*>(own[i]), pack<C, kPer>(halves[i]));
+      }
+    }
+  }
+  __syncwarp();
+  return static_cast<uint32_t>(__cvta_generic_to_shared(room));
+}
+
+// A head's turned query as the second operand of products with keys of e4m3 (kFp8) or 16 bits.
+template <bool kFp8, int kDim>
+__device__ __forceinline__ void loadTurned(uint32_t turned, int row, int t, uint32_t (&q)[kDim / 16][2]) {
+  const uint32_t at = turned + turnedAt<kDim>(row, kFp8 ? 8 * t : 4 * t);
+#pragma unroll
+  for (int n = 0; n < kDim / 16; n++) {
+    if constexpr (kFp8) {
+      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(q[n][0]), "=r"(q[n][1]) : "r"(at ^ (n << 5)));
+    } else {
+      asm volatile("ld.shared.b32 %0, [%1];" : "=r"(q[n][0]) : "r"(at ^ (n << 5)));
+      asm volatile("ld.shared.b32 %0, [%1];" : "=r"(q[n][1]) : "r"(at ^ (n << 5 | 16)));
     }
   }
 }
@@ -99,24 +154,7 @@ struct Newest {
     float parts[4][kPer];
 #pragma unroll
     for (int i = 0; i < 4; i++) unpack<T, kPer>(raw[i], parts[i]);
-    float scale = 1.0f;
-    if (fresh.kNorm) {
-      float squares = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kPer; j++) squares += parts[0][j] * parts[0][j] + parts[1][j] * parts[1][j];
-#pragma unroll
-      for (int step = 1; step < 32; step *= 2) squares += __shfl_xor_sync(kAll, squares, step);
-      scale = 1.0f / sqrtf(squares / kDim + fresh.eps);
-    }
-#pragma unroll
-    for (int j = 0; j < kPer; j++) {
-      const int column = lane * kPer + j;
-      const float* weights = turns.weights + kDim + column;
-      const float2 by = turns.rotation[column];
-      const float low = parts[0][j] * (scale * weights[0]), high = parts[1][j] * (scale * weights[kHalf]);
-      parts[0][j] = low * by.x - high * by.y;
-      parts[1][j] = high * by.x + low * by.y;
-    }
+    turnRow<kDim, kPer>(turns, turns.weights + kDim, fresh.kNorm != nullptr, fresh.eps, lane, parts[0], parts[1]);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const Raw<T, kPer> rounded = pack<T, kPer>(parts[i]);

@@ -90,8 +90,9 @@ constexpr int ringBytes(int elemBytes) {
 }
 
 // A warp's stretch of the line: `count` tiles from `mine`, the begin, entry, first and last of a DecodeWorker, on.
-// kHeadTiles times 8 query heads are computed at a time. Returns whether a part was left in shared memory.
-template <typename T, bool kFp8, int kDim, int kHeadTiles, int kWarps, int kStages>
+// kHeadTiles times 8 query heads are computed at a time. kFresh: a.fresh has the step's queries, keys and values;
+// heads then fill the rows of tiles. Returns whether a part was left in shared memory.
+template <typename T, bool kFp8, int kDim, int kHeadTiles, int kWarps, int kStages, bool kFresh>
 __device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, int count, unsigned char* shared,
                                        const Parts<kWarps>& parts, const Turns<kDim>& turns,
                                        unsigned char* newest, Cut* cuts) {
@@ -110,7 +111,8 @@ __device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, in
 
   const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + warp * kRingBytes;
   const int copyChunk = lane % kLaneChunks, copyRow = lane / kLaneChunks;
-  const int rowBytes = a.headStride * kElemBytes;  // in memory
+  const int headDim = kFresh ? kDim : a.headDim, headStride = kFresh ? kDim : a.headStride;
+  const int rowBytes = headStride * kElemBytes;  // in memory
   const bool copies = copyChunk * 16 < rowBytes;
   // Columns that no copy fills stay zero.
   if (!copies) {
@@ -127,7 +129,6 @@ __device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, in
   // Where 32 tiles of an entry lie for KV head 0, one a lane, counted in tiles: there are fewer than
   // 2^31, as the smallest one has 256 bytes.
   int placesEntry = -1, placesAt = 0, place = 0;
-  const bool fresh = a.fresh.keys != nullptr;
   int places = 0;  // lane s: where the tile of stage s lies
 
   auto produce = [&](int stage) {
@@ -148,7 +149,7 @@ __device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, in
     const char* values = static_cast<const char*>(a.values) + offset;
     const uint32_t target = ring + stage * (2 * kTileBytes);
     const int token = (load.firstTile + load.tile) * kTileTokens;
-    const int low = load.keyLow(a) - token, high = load.context - (fresh ? 1 : 0) - token;
+    const int low = load.keyLow(a) - token, high = load.context - (kFresh ? 1 : 0) - token;
     if (!copies) return;
     // Most heads fill the rows, and a step that is known is part of the instruction.
     if (low <= 0 && high >= kTileTokens && rowBytes == kRowBytes) {
@@ -183,7 +184,7 @@ __device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, in
   const int g = lane >> 2, t = lane & 3;
   // Where a thread's pairs of a query are. Of e4m3 it has four neighboring columns of a key: queries follow.
   const auto columnOf = [&](int n, int i) { return n * 16 + (kFp8 ? 4 * t + 2 * i : 2 * t + 8 * i); };
-  if (fresh) {
+  if constexpr (kFresh) {
     turns.loadWeights(a.fresh, lane);
     turns.loadRotation(a.fresh, use.context - 1, lane);
   }
@@ -197,7 +198,7 @@ __device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, in
   bool waited = false;
 #pragma unroll 1
   for (int s = 0; s < kStages - 1; s++) {
-    if (!waited && (loaded == count || (load.newest() && !fresh))) {
+    if (!waited && (loaded == count || (!kFresh && load.newest()))) {
       waitForPrevious();
       waited = true;
     }
@@ -217,51 +218,49 @@ __device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, in
     const bool begun = use.tile == 0, ended = use.tile + tiles == use.tiles;
     const int64_t firstHead = use.kvHead * a.group + use.pass * kPassRows;
     const int rows = min(kHeadTiles * kTileHeads, a.group - use.pass * kPassRows);
-    const T* queries = static_cast<const T*>(a.q) + use.row * a.qStride + firstHead * a.headDim;
+    const T* queries = static_cast<const T*>(a.q) + use.row * a.qStride + firstHead * headDim;
     // A thread's columns of all products are the heads 2 t and 2 t + 1 (of 8). Its rows of the output
     // are columns g and g + 8 of each 16; of e4m3, 2 g and 2 g + 1.
-    uint32_t q[kHeadTiles][kSteps][2];
-    float o[kHeadTiles][kSteps][4] = {};
-    float reference[kHeadTiles][2], sum[kHeadTiles][2] = {};
+    uint32_t q[kHeadTiles][kSteps][2] = {};
+    if constexpr (kFresh) {
+      Newest<T, kFp8, kDim> made;
+      if (ended) made.load(a.fresh, use.row, use.kvHead, lane);
+      // Where no tile is on its way to. All have read what was there, and see what others loaded of `turns`.
+      const uint32_t turned = turnQueries<T, C, kDim>(
+          a.fresh, turns, queries, rows, lane,
+          shared + warp * kRingBytes + (stage == 0 ? kStages - 1 : stage - 1) * (2 * kTileBytes));
+      if (ended) made.store(a.fresh, turns, lane, newest);
 #pragma unroll
-    for (int h = 0; h < kHeadTiles; h++) {
-      reference[h][0] = reference[h][1] = -INFINITY;
+      for (int h = 0; h < kHeadTiles; h++) {
+        if (h * kTileHeads + g < rows) loadTurned<kFp8, kDim>(turned, h * kTileHeads + g, t, q[h]);
+      }
+    } else {
 #pragma unroll
-      for (int n = 0; n < kSteps; n++) {
+      for (int h = 0; h < kHeadTiles; h++) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const int row = h * kTileHeads + g, column = columnOf(n, i);
-          q[h][n][i] = 0;
-          // Not by the read-only path: the kernel ahead may write them while this one runs.
-          if (row < rows && column < a.headDim) {
-            q[h][n][i] = *reinterpret_cast<const uint32_t*>(queries + row * a.headDim + column);
+        for (int n = 0; n < kSteps; n++) {
+#pragma unroll
+          for (int i = 0; i < 2; i++) {
+            const int row = h * kTileHeads + g, column = columnOf(n, i);
+            // Not by the read-only path: the kernel ahead may write them while this one runs.
+            if (row < rows && column < headDim) {
+              q[h][n][i] = converted<T, C>(*reinterpret_cast<const uint32_t*>(queries + row * headDim + column));
+            }
           }
         }
       }
     }
-    if (fresh) {
-      Newest<T, kFp8, kDim> made;
-      if (ended) made.load(a.fresh, use.row, use.kvHead, lane);
-      __syncwarp();  // all see what the others loaded of `turns`
+    float o[kHeadTiles][kSteps][4] = {};
+    float reference[kHeadTiles][2], sum[kHeadTiles][2] = {};
 #pragma unroll
-      for (int h = 0; h < kHeadTiles; h++) turnQuery<T, kDim>(a.fresh, turns, columnOf, q[h]);
-      if (ended) made.store(a.fresh, turns, lane, newest);
-    }
-#pragma unroll
-    for (int h = 0; h < kHeadTiles; h++) {
-#pragma unroll
-      for (int n = 0; n < kSteps; n++) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) q[h][n][i] = converted<T, C>(q[h][n][i]);
-      }
-    }
+    for (int h = 0; h < kHeadTiles; h++) reference[h][0] = reference[h][1] = -INFINITY;
 
     for (const int end = use.tile + tiles; use.tile < end; use.tile++) {
       copyAsyncWait<kStages - 2>();
       __syncwarp();
       const int at = __shfl_sync(kAll, places, stage);
       fill(stage == 0 ? kStages - 1 : stage - 1);
-      if (fresh && use.newest()) {
+      if (kFresh && use.newest()) {
         placeNewest<kRowBytes, kTileBytes>(a, newest, shared + warp * kRingBytes + stage * (2 * kTileBytes), at,
                                            (use.context - 1) % kTileTokens, lane);
       }
@@ -396,7 +395,7 @@ __device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, in
         }
       }
     }
-    const int64_t outAt = use.row * a.outStride + firstHead * a.headDim;
+    const int64_t outAt = use.row * a.outStride + firstHead * headDim;
     T* out = static_cast<T*>(a.out) + outAt;
     const bool whole = begun && ended;
     float* part = ended ? parts.endedOf(warp) : parts.goingOnOf(warp);
@@ -413,13 +412,13 @@ __device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, in
           const int column = n * 16 + firstColumn;
           const float x = o[h][n][i], y = o[h][n][i + 2];
           if (whole) {
-            storePair(out + row * a.headDim, column, a.headDim, x * inverse, y * inverse);
-          } else if (column < a.headStride) {
-            *reinterpret_cast<float2*>(part + row * a.headStride + column) = make_float2(x, y);
+            storePair(out + row * headDim, column, headDim, x * inverse, y * inverse);
+          } else if (column < headStride) {
+            *reinterpret_cast<float2*>(part + row * headStride + column) = make_float2(x, y);
           }
         }
         if (!whole && g == 0) {
-          *reinterpret_cast<float2*>(part + a.passRows * a.headStride + 2 * row) =
+          *reinterpret_cast<float2*>(part + a.passRows * headStride + 2 * row) =
               make_float2(reference[h][i], sum[h][i]);
         }
       }
@@ -437,7 +436,7 @@ __device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, in
     done += tiles;
     if (done == count) break;
     use.nextItem(a);
-    if (fresh) {
+    if constexpr (kFresh) {
       __syncwarp();  // all have read the rotation before
       turns.loadRotation(a.fresh, use.context - 1, lane);
     }
@@ -445,7 +444,7 @@ __device__ __forceinline__ bool attend(const DecodeArgs& a, const int4& mine, in
   return cut;
 }
 
-template <typename T, bool kFp8, int kDim, int kHeadTiles, int kWarps, int kStages>
+template <typename T, bool kFp8, int kDim, int kHeadTiles, int kWarps, int kStages, bool kFresh>
 __device__ __forceinline__ void decode(const DecodeArgs& a) {
   constexpr int kElemBytes = kFp8 ? 1 : 2;  // of keys and values
   constexpr int kRingBytes = ringBytes<kDim, kStages>(kElemBytes);
@@ -469,7 +468,8 @@ __device__ __forceinline__ void decode(const DecodeArgs& a) {
   if (threadIdx.x == 0) cuts[kWarps].rows = 0;
   bool cut = false;
   if (count > 0) {
-    cut = attend<T, kFp8, kDim, kHeadTiles, kWarps, kStages>(a, mine, count, shared, parts, turns, newest, cuts);
+    cut = attend<T, kFp8, kDim, kHeadTiles, kWarps, kStages, kFresh>(a, mine, count, shared, parts, turns, newest,
+                                                                     cuts);
   } else {
     waitForPrevious();
   }
