@@ -98,9 +98,11 @@ CUtensorMap tileMap(CUtensorMapDataType type, int size, const void* data, int co
 }
 
 CUtensorMap pairedTileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
-                          int tileRows) {
-  const cuuint64_t row = cuuint64_t(columns) * size, half = rows / 2;
-  return encoded<4>(type, data, {cuuint64_t(columns), 8, 2, half / 8}, {row, half * row, 8 * row},
+                          int tileRows, Pairs pairs) {
+  const cuuint64_t row = cuuint64_t(columns) * size, half = rows / 2 * row;
+  const bool neighbors = pairs == Pairs::Neighbors;
+  return encoded<4>(type, data, {cuuint64_t(columns), 8, 2, cuuint64_t(rows / 16)},
+                    {neighbors ? 2 * row : row, neighbors ? row : half, neighbors ? 16 * row : 8 * row},
                     {cuuint32_t(kTileWidth / size), 8, 2, cuuint32_t(tileRows / 16)}, true);
 }
 

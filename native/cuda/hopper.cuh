@@ -68,6 +68,13 @@ __device__ __forceinline__ void storeThere(uint32_t address, const float (&v)[4]
       : "memory");
 }
 
+__device__ __forceinline__ void storeThere(uint32_t address, float x, float y, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address),
+      "f"(x), "f"(y), "r"(barrier)
+      : "memory");
+}
+
 // ---------------------------------------------------------------- copies of tiles (TMA)
 
 // The tile at column x, row y of the map to `target`; its bytes arrive at `barrier`.
@@ -79,7 +86,7 @@ __device__ __forceinline__ void copyTile(uint32_t target, const CUtensorMap* map
       "l"(map), "r"(x), "r"(y), "r"(barrier)
       : "memory");
 }
-// Of a map of pairs: from column x and the group-th eight rows of either half on.
+// Of a map of pairs: from column x and the group-th eight pairs on.
 __device__ __forceinline__ void copyPairedTile(uint32_t target, const CUtensorMap* map, int x, int group,
                                                uint32_t barrier) {
   asm volatile(
@@ -107,16 +114,11 @@ __device__ __forceinline__ void fenceForAsync() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// 8 x 8 matrices of 16 bits to shared memory, of which a thread has columns 2 t and 2 t + 1 of row g, as
+// Two 8 x 8 matrices of 16 bits to shared memory, of which a thread has columns 2 t and 2 t + 1 of row g, as
 // columns: eight lanes a matrix say where each of its columns goes.
 __device__ __forceinline__ void storeTurned(uint32_t address, const uint32_t (&r)[2]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(r[0]),
                "r"(r[1])
-               : "memory");
-}
-__device__ __forceinline__ void storeTurned(uint32_t address, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
 

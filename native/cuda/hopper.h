@@ -20,9 +20,11 @@ constexpr int kTileWidth = 128;
 CUtensorMap tileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
                     int64_t stride, int tileRows, int rowBytes = kTileWidth);
 
-// Of a matrix whose lower half of rows belongs to the upper one: tiles with eight rows of the upper half, the
-// eight that belong to them, the next eight, and so on, tileRows in all. `rows`, of both, is a multiple of 16.
+// Tiles of pairs of rows: eight first ones, the eight that belong to them, the next eight first ones, and so on,
+// tileRows in all. A row belongs to the one before it, or one of the lower half to one of the upper. `rows`, of
+// the matrix, is a multiple of 16.
+enum class Pairs { Neighbors, Halves };
 CUtensorMap pairedTileMap(CUtensorMapDataType type, int size, const void* data, int columns, int rows,
-                          int tileRows);
+                          int tileRows, Pairs pairs);
 
 }  // namespace millrace::cuda

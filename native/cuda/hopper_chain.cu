@@ -93,8 +93,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
           weightRing.expect(C::kStageBytes);
           const uint32_t to = weightRing.at(), done = weightRing.full();
           const int column = (share.begin + step) * kColumns;
-          if (phase.gated) copyPairedTile(to, &phase.weight, column, output / 16, done);
-          else copyTile(to, &phase.weight, column, output, done);
+          copyPairedTile(to, &phase.weight, column, output / 16, done);
           weightRing.next();
         };
         // The weight of its first tile does not wait for the other blocks.
@@ -126,8 +125,8 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
     }
     __syncwarp();
   } else if (warp > kCopier) {
-    // Four lanes a row.
-    const int first = ((warp - kCopier - 1) * 32 + lane) / 4, quarter = lane % 4;
+    // A lane a row.
+    const int own = (warp - kCopier - 1) * 32 + lane;
     for (int p = 1; p < work.count; p++) {
       const Phase& phase = work.phases[p];
       const Share share = shareOf(work, phase);
@@ -138,20 +137,18 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
       const int begin = oneTile ? placeOf<C>(work, share.tile).row + share.split * part : 0;
       const int end = oneTile ? min(begin + part, work.rows) : work.rows;
       barrierWait(entered + 8 * p, 0);
-#pragma unroll 2
-      for (int base = begin; base < end; base += 8 * kScalers) {
-        const int row = base + first;
+#pragma unroll 1
+      for (int row = begin + own; row < end; row += 32 * kScalers) {
+        const float* squares = work.squares[(p - 1) % 2] + row;
         float sum = 0.0f;
-        if (row < end) {
-          const float* parts = work.squares[(p - 1) % 2] + row * phase.parts;
-#pragma unroll 4
-          for (int i = quarter; i < phase.parts; i += 4) sum += __ldcg(parts + i);
+#pragma unroll 1
+        for (int i = 0; i < phase.parts; i += 8) {
+#pragma unroll
+          for (int j = 0; j < 8; j++) {
+            if (i + j < phase.parts) sum += __ldcg(squares + (i + j) * kChainMaxRows);
+          }
         }
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
-        if (row < end && quarter == 0) {
-          scales[row] = rsqrtf(sum * phase.perInput + phase.eps);
-        }
+        scales[row] = rsqrtf(sum * phase.perInput + phase.eps);
       }
       __syncwarp();
       if (lane == 0) barrierArrive(scaled + 8 * p);
@@ -241,8 +238,8 @@ Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
     const ChainPhase& from = chain.phases[p];
     Phase& to = work.phases[p];
     constexpr CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    to.weight = from.gated ? pairedTileMap(type, sizeof(T), from.weight, from.k, from.n, C::kOutputs)
-                           : tileMap(type, sizeof(T), from.weight, from.k, from.n, from.k, C::kOutputs);
+    to.weight = pairedTileMap(type, sizeof(T), from.weight, from.k, from.n, C::kOutputs,
+                              from.gated ? Pairs::Halves : Pairs::Neighbors);
     to.x = tileMap(type, sizeof(T), from.x, from.k, rows, from.xStride, C::kRows);
     to.columns = from.gated ? from.n / 2 : from.n;
     to.perInput = 1.0f / from.k;
@@ -293,7 +290,7 @@ bool withConfig(const ChainTiles& tiles, F&& f) {
 
 bool aligned(const ChainPhase& phase) {
   const int columns = phase.gated ? phase.n / 2 : phase.n;
-  return packable(
+  return phase.n % 16 == 0 && packable(
       Elem::BF16,
       {phase.weight, phase.x, phase.bias, phase.residual, phase.out, phase.normWeight, phase.normed},
       {phase.n, columns, phase.k, phase.xStride, phase.residualStride, phase.outStride,

@@ -36,7 +36,7 @@ struct Work {
   int count, rows, rowTiles, cluster;  // cluster: a power of two
   unsigned int perRowTile;  // 2^32 / rowTiles, rounded up: a division takes 60 instructions
   unsigned int* counters;
-  float* squares[2];  // [rows, parts], of phases in turn
+  float* squares[2];  // [parts, kChainMaxRows], of phases in turn
 };
 
 // ---------------------------------------------------------------- between blocks
@@ -53,6 +53,10 @@ __device__ __forceinline__ void awaitCount(const unsigned int* counter, unsigned
 // The copy engine, too, reads what this thread has been told is stored in global memory.
 __device__ __forceinline__ void fenceGlobalForAsync() {
   asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
+__device__ __forceinline__ void storeWord(uint32_t address, uint32_t word) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
 
 // ---------------------------------------------------------------- results
@@ -90,8 +94,51 @@ struct Tile : Place {
   __device__ __forceinline__ float scaleOf(int row) const { return scales ? scales[row] : 1.0f; }
 };
 
-// Rows of a tile of gates and ups alternate by eights: where the gate of an output is.
-__device__ __forceinline__ int gateOf(int output) { return (output & ~7) * 2 + (output & 7); }
+// A tile's outputs come in pairs, which are in rows of the weight's tile that are eight apart: what a thread has of
+// the products. Neighbors, or a gate and its up. So two sums lie side by side where they are added.
+
+// Where a warp's pairs of row 2 t + i (of eight) lie, from where rows begin; part: a power of two below 8, or more.
+template <class C>
+__device__ __forceinline__ int pairAt(int i, int firstRow, int part) {
+  const int lane = threadIdx.x % 32, row = lane % 4 * 2 + i;
+  return sumsAt<C>(firstRow + (part < 8 ? row & (part - 1) : row), threadIdx.x / 32 * 16 + lane / 4 * 2);
+}
+
+// Sums of a tile that this block has alone.
+template <class C>
+__device__ __forceinline__ void keepPairs(const float (&sums)[C::kRows / 2], float* to) {
+  float* const at[2] = {to + pairAt<C>(0, 0, 8), to + pairAt<C>(1, 0, 8)};
+#pragma unroll
+  for (int eight = 0; eight < C::kRows; eight += 8) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const float* own = sums + eight / 2 + i;
+      *reinterpret_cast<float2*>(at[i] + eight * C::kOutputs) = make_float2(own[0], own[2]);
+    }
+  }
+}
+
+// Each finishes a part of the rows, for which all send it their sums; `summed` counts them. They lie one block's
+// behind the other's, in the order of blocks: results do not depend on who came when.
+template <class C>
+__device__ __forceinline__ void sendPairs(const float (&sums)[C::kRows / 2], float* to, uint32_t summed,
+                                          const Share& share, int part) {
+  const int firstRow = threadIdx.x % 4 * 2;
+  const uint32_t here = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  const int at[2] = {pairAt<C>(0, share.split * part, part), pairAt<C>(1, share.split * part, part)};
+#pragma unroll
+  for (int eight = 0; eight < C::kRows; eight += 8) {
+    // Parts of less than eight rows divide eight.
+    const int of = (part < 8 ? eight + firstRow : eight) * share.splits / C::kRows;
+    const int before = part < 8 ? 0 : (eight - of * part) * C::kOutputs;
+    const uint32_t there = blockAddress(here, share.firstBlock + of);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const float* own = sums + eight / 2 + i;
+      storeThere(there + 4 * (at[i] + before), own[0], own[2], there + (summed - here));
+    }
+  }
+}
 
 // A thread's share of a block's part of a tile: in each round N results of a row, always of the same columns.
 // One code in a loop for every way to divide a product: attention drives a chain's instructions out of the
@@ -128,7 +175,7 @@ class Part {
 
   __device__ __forceinline__ void store(const float* sums) {
     const Phase& phase = tile_.phase;
-    const int parts = (phase.columns + C::kOutputs - 1) / C::kOutputs;
+    float* const squaresOfTile = tile_.squares + tile_.output / C::kOutputs * kChainMaxRows;
 #pragma unroll 1
     for (int at = 0; __any_sync(~0u, at < rowsHere_); at += step_) {
       const bool there = at < rowsHere_;
@@ -136,11 +183,14 @@ class Part {
       const int row = min(row_ + at, tile_.work.rows - 1);
       const float scale = tile_.scaleOf(row);
       float values[N], others[N];
-      load(sums, inPart, phase.gated ? gateOf(column_) : column_, phase.gated ? 2 : 1, others, values);
+      load(sums, inPart, phase.gated ? 2 * column_ : column_, phase.gated ? 2 : 1, others, values);
       if (phase.gated) {
+        float pairs[2 * N];
+#pragma unroll
+        for (int i = 0; i < N; i++) pairs[i] = others[i], pairs[N + i] = values[i];
 #pragma unroll
         for (int i = 0; i < N; i++) {
-          values[i] = silu<T>(others[i] * scale + bias_[i]) * (values[i] * scale + more_[i]);
+          values[i] = silu<T>(pairs[2 * i] * scale + bias_[i]) * (pairs[2 * i + 1] * scale + more_[i]);
         }
       } else {
         unpack<T, N>(residual_[0], others);  // zeros without a residual
@@ -165,7 +215,7 @@ class Part {
       for (int apart = C::kOutputs / N / 2; apart > 0; apart /= 2) {
         squares += __shfl_xor_sync(~0u, squares, apart);
       }
-      if (there && column_ == 0) tile_.squares[row * parts + tile_.output / C::kOutputs] = squares;
+      if (there && column_ == 0) squaresOfTile[row] = squares;
     }
   }
 
@@ -182,13 +232,13 @@ class Part {
     const T* from = phase.residual + int64_t{row_ + at} * phase.residualStride + output_;
     return __ldcg(reinterpret_cast<const Raw<T, N>*>(from));
   }
-  // `eights` groups of outputs that are eight apart, by one code; the last to `values`, the one before to
-  // `others`. The sums of all blocks are asked for before the first is added.
-  __device__ __forceinline__ void load(const float* sums, int row, int output, int eights, float (&others)[N],
+  // `times` N sums that follow one another, by one code; the last to `values`, those before to `others`. The sums
+  // of all blocks are asked for before the first is added.
+  __device__ __forceinline__ void load(const float* sums, int row, int at, int times, float (&others)[N],
                                        float (&values)[N]) const {
     const int splits = tile_.share.splits;
 #pragma unroll 1
-    for (int eight = 0; eight < eights; eight++) {
+    for (int time = 0; time < times; time++) {
       float of[C::kMostSplits][N];
 #pragma unroll
       for (int block = 0; block < C::kMostSplits; block++) {
@@ -196,7 +246,7 @@ class Part {
         for (int j = 0; j < N; j += 4) {
           float four[4] = {};
           if (block < splits) {
-            loadFloats<4>(sums + sumsAt<C>(block * rows_ + row, output + eight * 8 + j), four);
+            loadFloats<4>(sums + sumsAt<C>(block * rows_ + row, at + time * N + j), four);
           }
 #pragma unroll
           for (int i = 0; i < 4; i++) of[block][j + i] = four[i];
@@ -237,11 +287,11 @@ class Whole {
     const Phase& phase = tile.phase;
     bias_[0] = bias_[1] = 0.0f;
     if (!phase.bias) return;
-    const int warp = threadIdx.x / 32, row = threadIdx.x % 32 / 4;
-    const int first = phase.gated ? tile.output / 2 + warp * 8 + row : tile.output + warp * 16 + row;
-    const int second = first + (phase.gated ? phase.columns : 8);
-    if (first < phase.columns) bias_[0] = phase.bias[first];
-    if (phase.gated ? first < phase.columns : second < phase.columns) bias_[1] = phase.bias[second];
+    const int pair = threadIdx.x / 32 * 8 + threadIdx.x % 32 / 4;  // of the tile
+    const int first = phase.gated ? tile.output / 2 + pair : tile.output + 2 * pair;
+    if (first >= phase.columns) return;
+    bias_[0] = phase.bias[first];
+    bias_[1] = phase.bias[first + (phase.gated ? phase.columns : 1)];
   }
 
   __device__ __forceinline__ void store(const float (&sums)[C::kRows / 2], uint8_t* results) const {
@@ -263,14 +313,18 @@ class Whole {
   template <bool kGated>
   __device__ __forceinline__ void turn(const float (&sums)[C::kRows / 2], uint8_t* results) const {
     constexpr int kShift = (C::kOutputs == 128 ? 4 : 3) - kGated;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int pack = kGated ? warp : 2 * warp + lane / 8 % 2, row = lane % 8 + lane / (kGated ? 8 : 16) % 2 * 8;
-    // Sixteen rows on are as far in shared memory, as they are turned alike.
-    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(results)) + packAt(kShift, row, pack);
-    const float* scales = tile_.scales ? tile_.scales + tile_.row + lane % 4 * 2 : nullptr;
+    constexpr int kEightRows = (8 << kShift) * 16;  // bytes
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const uint32_t here = static_cast<uint32_t>(__cvta_generic_to_shared(results));
+    // Of gates and ups one result a row: a warp's eight make a pack. Of neighbors two, and two packs. Eight rows
+    // on are as far in shared memory, as turns repeat.
+    const uint32_t turned = here + packAt(kShift, lane % 16, warp);
+    const uint32_t pairs[2] = {here + packAt(kShift, 2 * t, 2 * warp + g / 4) + g % 4 * 4,
+                               here + packAt(kShift, 2 * t + 1, 2 * warp + g / 4) + g % 4 * 4};
+    const float* scales = tile_.scales ? tile_.scales + tile_.row + t * 2 : nullptr;
 #pragma unroll
     for (int first = 0; first < C::kRows; first += 16) {
-      uint32_t packed[kGated ? 2 : 4];
+      uint32_t packed[2];
 #pragma unroll
       for (int eight = 0; eight < 2; eight++) {
         const float* own = sums + first / 2 + eight * 4;
@@ -281,11 +335,12 @@ class Whole {
         if constexpr (kGated) {
           packed[eight] = Half2<T>::pack(silu<T>(a) * c, silu<T>(b) * d);
         } else {
-          packed[2 * eight] = Half2<T>::pack(a, b);
-          packed[2 * eight + 1] = Half2<T>::pack(c, d);
+          const int on = (first / 8 + eight) * kEightRows;
+          storeWord(pairs[0] + on, Half2<T>::pack(a, c));
+          storeWord(pairs[1] + on, Half2<T>::pack(b, d));
         }
       }
-      storeTurned(to + (first << kShift) * 16, packed);
+      if constexpr (kGated) storeTurned(turned + first / 8 * kEightRows, packed);
     }
   }
 
@@ -322,10 +377,10 @@ __device__ __forceinline__ void finish(const float (&sums)[1][C::kRows / 2], Par
   part.loadResiduals();
   if (tile.share.splits == 1) {
     if (!tile.first) syncAdders<C::kAdders>();
-    keepSums<C>(sums, handed, 0, C::kRows);
+    keepPairs<C>(sums[0], handed);
     syncAdders<C::kAdders>();
   } else {
-    sendSums<C>(sums, handed, summed, tile.share);
+    sendPairs<C>(sums[0], handed, summed, tile.share, C::kRows >> tile.phase.splitShift);
     barrierWait(summed, 0);
   }
   if (tile.scales) barrierWait(scaled, 0);

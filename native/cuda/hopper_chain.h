@@ -12,7 +12,7 @@
 namespace millrace::cuda {
 
 // out [rows, n] = x [rows, k] . weight [n, k]^T (+ bias) (+ residual), all in bfloat16 but the bias and
-// the weights of norms, which are float32. Strides in elements, multiples of 8 like n and k; pointers are
+// the weights of norms, which are float32. n is a multiple of 16. Strides in elements, multiples of 8 like k; pointers are
 // multiples of 16 bytes.
 struct ChainPhase {
   const void* weight = nullptr;

@@ -330,18 +330,18 @@ void checkAll(bool quick, const std::string& only) {
   const auto run = [&](const Shape& shape, const std::vector<int>& rows) {
     if (shape.name.compare(0, only.size(), only) == 0) checkShape(shape, rows);
   };
-  run({"odd", 72, {{200, "rn"}, {176, "sg"}, {200, "rn"}, {120, "s"}}, 8}, quick ? few : many);
-  run({"biases", 136, {{64, "rbn"}, {176, "sbg"}, {64, "rbn"}, {1000, "sb"}}, 0, 0.5f}, quick ? few : many);
-  run({"one product", 1000, {{72, "rb"}}, 24}, quick ? std::vector<int>{17} : few);
+  run({"odd", 72, {{208, "rn"}, {176, "sg"}, {208, "rn"}, {112, "s"}}, 8}, quick ? few : many);
+  run({"biases", 136, {{64, "rbn"}, {176, "sbg"}, {64, "rbn"}, {1008, "sb"}}, 0, 0.5f}, quick ? few : many);
+  run({"one product", 1000, {{80, "rb"}}, 24}, quick ? std::vector<int>{17} : few);
   if (quick) return;
-  run({"two, the first alone normed", 64, {{256, "n"}, {1000, "s"}}, 8}, few);
-  run({"one product, normed", 88, {{72, "n"}}, 24}, some);
-  run({"three without norms", 208, {{328, ""}, {72, "b"}, {200, "r"}}, 8}, some);
-  run({"gates first", 200, {{304, "g"}, {72, "rn"}, {8, "s"}}, 8}, some);
-  run({"scales of scaled sums", 64, {{72, "n"}, {200, "sn"}, {264, "sn"}, {72, "sr"}}, 40}, some);
-  run({"a normed sum that nothing reads", 80, {{136, "n"}, {144, "b"}, {136, "rn"}}, 8}, some);
+  run({"two, the first alone normed", 64, {{256, "n"}, {1008, "s"}}, 8}, few);
+  run({"one product, normed", 88, {{80, "n"}}, 24}, some);
+  run({"three without norms", 208, {{336, ""}, {80, "b"}, {208, "r"}}, 8}, some);
+  run({"gates first", 200, {{304, "g"}, {80, "rn"}, {16, "s"}}, 8}, some);
+  run({"scales of scaled sums", 64, {{80, "n"}, {208, "sn"}, {272, "sn"}, {80, "sr"}}, 40}, some);
+  run({"a normed sum that nothing reads", 80, {{144, "n"}, {144, "b"}, {144, "rn"}}, 8}, some);
   // More tiles than fit on the GPU at a time, and a sum of many of them.
-  run({"wide", 80, {{24008, ""}, {72, "rn"}, {30000, "sg"}, {72, "r"}}, 8}, some);
+  run({"wide", 80, {{24016, ""}, {80, "rn"}, {30000, "sg"}, {80, "r"}}, 8}, some);
   run(layer("hidden 64", 64, 128, 192, 256), some);
   for (const int count : {1, 2, 3, 4}) run(layer("0.6B", 1024, 2048, 3072, 4096, count), some);
   run(layer("1B", 2048, 2048, 8192, 3072, 3), big);
