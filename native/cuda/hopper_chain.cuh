@@ -118,27 +118,59 @@ __device__ __forceinline__ void keepPairs(const float (&sums)[C::kRows / 2], flo
   }
 }
 
-// Each finishes a part of the rows, for which all send it their sums; `summed` counts them. They lie one block's
-// behind the other's, in the order of blocks: results do not depend on who came when.
+// Blocks that share a sum: each finishes a part of the rows, for which all send it their sums; `summed` counts them.
+// They lie one block's behind the other's, in the order of blocks: results do not depend on who came when.
 template <class C>
-__device__ __forceinline__ void sendPairs(const float (&sums)[C::kRows / 2], float* to, uint32_t summed,
-                                          const Share& share, int part) {
-  const int firstRow = threadIdx.x % 4 * 2;
-  const uint32_t here = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  const int at[2] = {pairAt<C>(0, share.split * part, part), pairAt<C>(1, share.split * part, part)};
-#pragma unroll
-  for (int eight = 0; eight < C::kRows; eight += 8) {
-    // Parts of less than eight rows divide eight.
-    const int of = (part < 8 ? eight + firstRow : eight) * share.splits / C::kRows;
-    const int before = part < 8 ? 0 : (eight - of * part) * C::kOutputs;
-    const uint32_t there = blockAddress(here, share.firstBlock + of);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const float* own = sums + eight / 2 + i;
-      storeThere(there + 4 * (at[i] + before), own[0], own[2], there + (summed - here));
+class Sharing {
+ public:
+  __device__ __forceinline__ Sharing(float* to, uint32_t summed, const Share& share, int part)
+      : here_(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+        summed_(summed - here_),
+        share_(share),
+        part_(part),
+        at_{pairAt<C>(0, share.split * part, part), pairAt<C>(1, share.split * part, part)} {}
+
+  __device__ __forceinline__ void send(const float (&sums)[C::kRows / 2]) const {
+    if constexpr (kTurns == 1) return sendTurn<0>(sums);
+    const int first = share_.split * kTurns / share_.splits;
+#pragma unroll 1
+    for (int i = 0; i < kTurns; i++) {
+      const int turn = (first + i) % kTurns;
+      if (turn == 0) sendTurn<0>(sums);
+      if (turn == 1) sendTurn<1>(sums);
+      if (turn == 2) sendTurn<2>(sums);
+      if (turn == 3) sendTurn<3>(sums);
     }
   }
-}
+
+ private:
+  // Of many sums a block begins with those of rows of its own, so that not all send to the same one at a time.
+  static constexpr int kTurns = C::kHandedBytes >= 32 << 10 ? 4 : 1, kTurnRows = C::kRows / kTurns;
+  static_assert(kTurnRows % 8 == 0);
+
+  template <int kTurn>
+  __device__ __forceinline__ void sendTurn(const float (&sums)[C::kRows / 2]) const {
+    asm volatile("// turn %0" ::"n"(kTurn));  // one code for all turns would need an array in memory
+#pragma unroll
+    for (int in = 0; in < kTurnRows; in += 8) {
+      const int eight = kTurn % kTurns * kTurnRows + in;
+      // Parts of less than eight rows divide eight.
+      const int of = (part_ < 8 ? eight + static_cast<int>(threadIdx.x) % 4 * 2 : eight) * share_.splits / C::kRows;
+      const int before = part_ < 8 ? 0 : (eight - of * part_) * C::kOutputs;
+      const uint32_t there = blockAddress(here_, share_.firstBlock + of);
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const float* own = sums + eight / 2 + i;
+        storeThere(there + 4 * (at_[i] + before), own[0], own[2], there + summed_);
+      }
+    }
+  }
+
+  const uint32_t here_, summed_;  // the barrier from there on
+  const Share& share_;
+  const int part_;
+  const int at_[2];
+};
 
 // A thread's share of a block's part of a tile: in each round N results of a row, always of the same columns.
 // One code in a loop for every way to divide a product: attention drives a chain's instructions out of the
@@ -380,7 +412,7 @@ __device__ __forceinline__ void finish(const float (&sums)[1][C::kRows / 2], Par
     keepPairs<C>(sums[0], handed);
     syncAdders<C::kAdders>();
   } else {
-    sendPairs<C>(sums[0], handed, summed, tile.share, C::kRows >> tile.phase.splitShift);
+    Sharing<C>(handed, summed, tile.share, C::kRows >> tile.phase.splitShift).send(sums[0]);
     barrierWait(summed, 0);
   }
   if (tile.scales) barrierWait(scaled, 0);
