@@ -12,17 +12,20 @@
 #include <string>
 
 #include "check.h"
+#include "launch.h"
 #include "sampling_filter.cuh"
 
 namespace millrace::cuda {
 namespace sampling {
 namespace {
 
+// From the ends of all rows on: the product has written these last, and the cache still has them.
 __global__ void __launch_bounds__(kThreads) scanTiles(Step step, int tilesEach) {
-  const int r = blockIdx.y, lane = threadIdx.x % 32;
+  waitForPrevious();
+  const int r = blockIdx.x, part = gridDim.y - 1 - blockIdx.y, lane = threadIdx.x % 32;
   const Row row(step.logits, step.stride, step.vocab, r);
-  const int end = min(step.scratch.tiles, int(blockIdx.x + 1) * tilesEach);
-  for (int t = blockIdx.x * tilesEach + threadIdx.x / 32; t < end; t += kWarps) {
+  const int end = min(step.scratch.tiles, (part + 1) * tilesEach);
+  for (int t = part * tilesEach + threadIdx.x / 32; t < end; t += kWarps) {
     const Tile tile(row, t, lane);
     float best = negativeInfinity();
     int bestId = 0;
@@ -55,6 +58,7 @@ __device__ int restBinOf(float topP, int vocab) {
 }
 
 __global__ void __launch_bounds__(kThreads) decideRows(Step step, bool draws, bool filters) {
+  waitForPrevious();
   __shared__ BlockScratch block;
   __shared__ u64 keys[kMaxTiles];
   __shared__ u64 bound;
@@ -297,13 +301,11 @@ void sample(float* logits, int64_t stride, int vocab, int rows, const SamplingIn
   layOut(static_cast<char*>(scratch), vocab, rows, step.scratch);
   // Enough blocks for a few on each multiprocessor; those with bins cost more to start and to end.
   const int tilesEach = tilesEachOf(step.scratch.tiles, rows, 2048);
-  const dim3 grid = tileGrid(step, tilesEach);
 
   if (needs.adjust) adjustLogits(step, needs.logprobs, stream);
-  scanTiles<<<grid, kThreads, 0, stream>>>(step, tilesEach);
-  checkLaunch("sampling scan");
-  decideRows<<<rows, kThreads, 0, stream>>>(step, needs.draw, needs.filter);
-  checkLaunch("sampling decide");
+  const dim3 grid = tileGrid(step, tilesEach);
+  launch("sampling scan", scanTiles, dim3(grid.y, grid.x), kThreads, 0, stream, step, tilesEach);
+  launch("sampling decide", decideRows, dim3(rows), kThreads, 0, stream, step, needs.draw, needs.filter);
   if (needs.draw) {
     const int weighEach = needs.filter ? tilesEachOf(step.scratch.tiles, rows, 1024) : tilesEach;
     weighTiles<<<tileGrid(step, weighEach), kThreads, 0, stream>>>(step, weighEach);
