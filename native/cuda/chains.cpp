@@ -11,6 +11,9 @@
 namespace millrace::cuda {
 namespace {
 
+// Numbers of rows for which is decided; one between two goes the next one's way. Where tiles have other sizes, too.
+constexpr int kChainRows[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, kChainMaxRows};
+
 // The best by two launches each are timed again, in turns with the launches.
 constexpr size_t kFinalists = 4;
 // What each launch takes longer in a step: timed here, its code is in the SMs' caches from the launch before,
@@ -103,7 +106,7 @@ Chains::Choice Chains::choose(const Chain& shape, int rows, const std::vector<Ch
 void Chains::tune(int id, const std::vector<ChainUse>& uses, void* workspace, cudaStream_t stream) {
   const auto began = std::chrono::steady_clock::now();
   Kind& kind = kinds_[id];
-  for (const int bucket : kTunedRows) {
+  for (const int bucket : kChainRows) {
     const int rows = std::min(bucket, kind.maxRows);
     kind.tuned[rows] = choose(kind.shape, rows, uses, workspace, stream);
     if (rows == kind.maxRows) break;

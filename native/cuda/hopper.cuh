@@ -178,9 +178,11 @@ __device__ __forceinline__ void holdRegisters(float (&d)[N]) {
 #define MR_T0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define MR_T1 MR_T0 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define MR_T3 MR_T1 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define MR_T4 MR_T3 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define MR_T5 \
   MR_T3       \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define MR_T6 MR_T5 ", %48, %49, %50, %51, %52, %53, %54, %55"
 #define MR_T7 \
   MR_T3       \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
@@ -198,7 +200,9 @@ __device__ __forceinline__ void holdRegisters(float (&d)[N]) {
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define MR_O1 MR_O(0), MR_O(8)
 #define MR_O3 MR_O1, MR_O(16), MR_O(24)
+#define MR_O4 MR_O3, MR_O(32)
 #define MR_O5 MR_O3, MR_O(32), MR_O(40)
+#define MR_O6 MR_O5, MR_O(48)
 #define MR_O7 MR_O3, MR_O(32), MR_O(40), MR_O(48), MR_O(56)
 #define MR_O11 MR_O7, MR_O(64), MR_O(72), MR_O(80), MR_O(88)
 #define MR_O15 MR_O11, MR_O(96), MR_O(104), MR_O(112), MR_O(120)
@@ -232,7 +236,9 @@ struct Products;
 MR_PRODUCTS(16, MR_T0, "8", "9", "10", MR_O(0))
 MR_PRODUCTS(32, MR_T1, "16", "17", "18", MR_O1)
 MR_PRODUCTS(64, MR_T3, "32", "33", "34", MR_O3)
+MR_PRODUCTS(80, MR_T4, "40", "41", "42", MR_O4)
 MR_PRODUCTS(96, MR_T5, "48", "49", "50", MR_O5)
+MR_PRODUCTS(112, MR_T6, "56", "57", "58", MR_O6)
 MR_PRODUCTS(128, MR_T7, "64", "65", "66", MR_O7)
 MR_PRODUCTS(192, MR_T11, "96", "97", "98", MR_O11)
 MR_PRODUCTS(256, MR_T15, "128", "129", "130", MR_O15)

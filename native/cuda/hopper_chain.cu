@@ -28,8 +28,10 @@ struct Config {
   static constexpr int kOutputs = 64 * kWarpgroups;
   static constexpr int kAdders = kWarpgroup * kWarpgroups;
   static constexpr int kThreads = kAdders + kWarpgroup;
-  // Blocks that share a sum finish whole eights of rows, or parts of one.
+  // Blocks that share a sum finish an even number of rows.
   static constexpr int kMostSplits = kRows % 64 == 0 || kRows < 64 ? 8 : 4;
+  // Parts of a fourth are no whole eights of rows.
+  static constexpr bool kRagged = kRows > 32 && kRows % 32 != 0;
   // A product waits some 100 cycles for the one it adds to, so sums of some columns of k are kept apart.
   static constexpr int kSets = kRows <= 32 ? 4 : 1;
   // To tell other blocks of results takes two or three times as long while copies are on their way. Where
@@ -284,7 +286,8 @@ bool withConfig(const ChainTiles& tiles, F&& f) {
     return false;
   };
   return with(std::integral_constant<int, 16>{}) || with(std::integral_constant<int, 32>{}) ||
-         with(std::integral_constant<int, 64>{}) || with(std::integral_constant<int, 96>{}) ||
+         with(std::integral_constant<int, 64>{}) || with(std::integral_constant<int, 80>{}) ||
+         with(std::integral_constant<int, 96>{}) || with(std::integral_constant<int, 112>{}) ||
          with(std::integral_constant<int, 128>{});
 }
 
@@ -321,8 +324,10 @@ std::vector<ChainTiles> chainTiles(const Chain& chain, int rows) {
   while (most < std::min(rows, 128)) most *= 2;
   if (most > 16) wanted.push_back(most / 2);
   wanted.push_back(most);
-  // Where that saves a tile, or a quarter of one.
-  if ((rows > 64 && rows <= 96) || (rows > 128 && rows <= 192)) wanted.push_back(96);
+  // Where that holds all rows, too, in as many tiles.
+  for (int tile : {80, 96, 112}) {
+    if (divideUp(rows, tile) == divideUp(rows, 128) && rows > 64) wanted.push_back(tile);
+  }
   for (int tile : wanted) {
     for (int outputs : {64, 128}) {
       for (int cluster : {4, 8}) {

@@ -97,17 +97,17 @@ struct Tile : Place {
 // A tile's outputs come in pairs, which are in rows of the weight's tile that are eight apart: what a thread has of
 // the products. Neighbors, or a gate and its up. So two sums lie side by side where they are added.
 
-// Where a warp's pairs of row 2 t + i (of eight) lie, from where rows begin; part: a power of two below 8, or more.
+// Where a lane's pair of a row lies.
 template <class C>
-__device__ __forceinline__ int pairAt(int i, int firstRow, int part) {
-  const int lane = threadIdx.x % 32, row = lane % 4 * 2 + i;
-  return sumsAt<C>(firstRow + (part < 8 ? row & (part - 1) : row), threadIdx.x / 32 * 16 + lane / 4 * 2);
+__device__ __forceinline__ int pairAt(int row) {
+  return sumsAt<C>(row, threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 * 2);
 }
 
 // Sums of a tile that this block has alone.
 template <class C>
 __device__ __forceinline__ void keepPairs(const float (&sums)[C::kRows / 2], float* to) {
-  float* const at[2] = {to + pairAt<C>(0, 0, 8), to + pairAt<C>(1, 0, 8)};
+  const int row = threadIdx.x % 4 * 2;
+  float* const at[2] = {to + pairAt<C>(row), to + pairAt<C>(row + 1)};
 #pragma unroll
   for (int eight = 0; eight < C::kRows; eight += 8) {
 #pragma unroll
@@ -128,7 +128,7 @@ class Sharing {
         summed_(summed - here_),
         share_(share),
         part_(part),
-        at_{pairAt<C>(0, share.split * part, part), pairAt<C>(1, share.split * part, part)} {}
+        at_{pairAt<C>(firstRow(0)), pairAt<C>(firstRow(1))} {}
 
   __device__ __forceinline__ void send(const float (&sums)[C::kRows / 2]) const {
     if constexpr (kTurns == 1) return sendTurn<0>(sums);
@@ -145,8 +145,15 @@ class Sharing {
 
  private:
   // Of many sums a block begins with those of rows of its own, so that not all send to the same one at a time.
-  static constexpr int kTurns = C::kHandedBytes >= 32 << 10 ? 4 : 1, kTurnRows = C::kRows / kTurns;
+  static constexpr int kTurns = C::kHandedBytes < 32 << 10 ? 1 : C::kRagged ? 2 : 4;
+  static constexpr int kTurnRows = C::kRows / kTurns;
   static_assert(kTurnRows % 8 == 0);
+
+  // Of the lane's two rows of eight, from where this block's sums begin.
+  __device__ __forceinline__ int firstRow(int i) const {
+    const int row = threadIdx.x % 4 * 2 + i;
+    return share_.split * part_ + (part_ < 8 ? row & (part_ - 1) : row);
+  }
 
   template <int kTurn>
   __device__ __forceinline__ void sendTurn(const float (&sums)[C::kRows / 2]) const {
@@ -154,14 +161,17 @@ class Sharing {
 #pragma unroll
     for (int in = 0; in < kTurnRows; in += 8) {
       const int eight = kTurn % kTurns * kTurnRows + in;
-      // Parts of less than eight rows divide eight.
-      const int of = (part_ < 8 ? eight + static_cast<int>(threadIdx.x) % 4 * 2 : eight) * share_.splits / C::kRows;
-      const int before = part_ < 8 ? 0 : (eight - of * part_) * C::kOutputs;
+      const int row = eight + static_cast<int>(threadIdx.x) % 4 * 2;
+      // Parts of less than eight rows divide eight; of whole eights all lanes send to the same block.
+      const int of = (C::kRagged || part_ < 8 ? row : eight) * share_.splits / C::kRows;
       const uint32_t there = blockAddress(here_, share_.firstBlock + of);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
+        int at = at_[i];
+        if (C::kRagged) at = pairAt<C>(share_.split * part_ + row - of * part_ + i);
+        else if (part_ >= 8) at += (eight - of * part_) * C::kOutputs;
         const float* own = sums + eight / 2 + i;
-        storeThere(there + 4 * (at_[i] + before), own[0], own[2], there + summed_);
+        storeThere(there + 4 * at, own[0], own[2], there + summed_);
       }
     }
   }

@@ -204,7 +204,7 @@ inline void timeLayers(const std::string& only) {
     if (std::string(size.name).compare(0, only.size(), only) != 0) continue;
     Gemm gemm({"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"}, workspace.as());
     TimedLayers layers(size, gemm);
-    for (const int rows : {1, 16, 32, 64, 96, 128, 160, 192, 256}) layers.time(rows);
+    for (const int rows : {1, 16, 32, 64, 80, 96, 112, 128, 160, 192, 224, 256}) layers.time(rows);
   }
 }
 
