@@ -38,11 +38,29 @@ __global__ void __launch_bounds__(1024) qkvStoreKernel(Store<T> p, int lanes) {
   waitForPrevious();
   const int64_t token = blockIdx.x;
   const int half = p.headDim / 2, lane = threadIdx.x % lanes;
-  const int slot = p.slots[token];
+  const int total = p.heads + 2 * p.kvHeads, teams = blockDim.x / lanes, team = threadIdx.x / lanes;
+  // What all loads wait for comes first, then the first heads, then the table.
+  const int slot = p.slots[token], position = p.cosSin ? p.positions[token] : 0;
+  Raw<T, N> low[kPasses], high[kPasses];
+  const auto loadHead = [&](int index) {
+    const bool isQuery = index < p.heads, isValue = index >= p.heads + p.kvHeads;
+    const T* from = isQuery   ? p.qIn + token * p.qInStride + index * p.headDim
+                    : isValue ? p.vIn + token * p.vInStride + (index - p.heads - p.kvHeads) * p.headDim
+                              : p.kIn + token * p.kInStride + (index - p.heads) * p.headDim;
+#pragma unroll
+    for (int u = 0; u < kPasses; u++) {
+      const int i = (u * lanes + lane) * N;
+      low[u] = high[u] = {};
+      if (index >= total || i >= half) continue;
+      low[u] = loadRaw<T, N>(from + i);
+      high[u] = loadRaw<T, N>(from + i + half);
+    }
+  };
+  loadHead(team);
   float cosine[kPasses][N], sine[kPasses][N];
   if (p.cosSin) {
     // A padding row may hold any position; it is computed like the first.
-    const float2* row = p.cosSin + int64_t(slot < 0 ? 0 : p.positions[token]) * half;
+    const float2* row = p.cosSin + int64_t(slot < 0 ? 0 : position) * half;
 #pragma unroll
     for (int u = 0; u < kPasses; u++) {
       const int i = (u * lanes + lane) * N;
@@ -59,39 +77,28 @@ __global__ void __launch_bounds__(1024) qkvStoreKernel(Store<T> p, int lanes) {
     }
   }
   const int64_t block = slot / p.blockSize, offset = slot % p.blockSize;
-  const int total = p.heads + 2 * p.kvHeads, teams = blockDim.x / lanes;
   // Every thread of a warp stays in the loop to its end: the sum below needs them all.
   const int rounds = (total + teams - 1) / teams;
   for (int round = 0; round < rounds; round++) {
-    const int index = round * teams + threadIdx.x / lanes;
+    const int index = round * teams + team;
     const bool isQuery = index < p.heads;
     const bool isValue = index >= p.heads + p.kvHeads;
     const int kvHead = isValue ? index - p.heads - p.kvHeads : index - p.heads;
     const bool active = index < total && (isQuery || slot >= 0);
-    const T* from = nullptr;
+    if (round > 0) loadHead(index);
     T* to = nullptr;
     E4m3* to8 = nullptr;
-    if (active) {
-      if (isQuery) {
-        from = p.qIn + token * p.qInStride + index * p.headDim;
-        to = p.q + token * p.qStride + index * p.headDim;
-      } else {
-        from = isValue ? p.vIn + token * p.vInStride : p.kIn + token * p.kInStride;
-        from += kvHead * p.headDim;
-        void* cache = isValue ? p.values : p.keys;
-        const int64_t at = ((block * p.kvHeads + kvHead) * p.blockSize + offset) * p.headStride;
-        if constexpr (kFp8) to8 = static_cast<E4m3*>(cache) + at;
-        else to = static_cast<T*>(cache) + at;
-      }
+    if (isQuery) {
+      to = p.q + token * p.qStride + index * p.headDim;
+    } else {
+      void* cache = isValue ? p.values : p.keys;
+      const int64_t at = ((block * p.kvHeads + kvHead) * p.blockSize + offset) * p.headStride;
+      if constexpr (kFp8) to8 = static_cast<E4m3*>(cache) + at;
+      else to = static_cast<T*>(cache) + at;
     }
-    Raw<T, N> low[kPasses], high[kPasses];
     float squares = 0.0f;
 #pragma unroll
     for (int u = 0; u < kPasses; u++) {
-      const int i = (u * lanes + lane) * N;
-      if (!active || i >= half) continue;
-      low[u] = loadRaw<T, N>(from + i);
-      high[u] = loadRaw<T, N>(from + i + half);
       float a[N], b[N];
       unpack<T, N>(low[u], a);
       unpack<T, N>(high[u], b);
