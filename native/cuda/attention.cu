@@ -103,10 +103,11 @@ const Configuration& configurationOf(const AttentionShape& shape) {
   made.decode = decodeKernel(largest, dim, mostShared, variants.decode);
   made.prefill = choosePrefill(shape, variants.prefill);
   // Another shape may launch the same kernel with more.
-  for (const auto function : {made.decode.function, made.decode.ofFresh}) {
-    made.geometry.decodeBlocks = residentBlocks(function, made.decode.warps * 32, made.decode.sharedBytes,
-                                                mostShared, sms, "attention decode");
-  }
+  const auto resident = [&](auto function) {
+    return residentBlocks(function, made.decode.warps * 32, made.decode.sharedBytes, mostShared, sms,
+                          "attention decode");
+  };
+  made.geometry.decodeBlocks = std::min(resident(made.decode.function), resident(made.decode.ofFresh));
   made.geometry.decodeWarps = made.decode.warps;
   made.geometry.prefillResident = residentBlocks(made.prefill.function, made.prefill.threads,
                                                  made.prefill.sharedBytes, made.prefill.sharedBytes, sms,

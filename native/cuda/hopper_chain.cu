@@ -41,8 +41,10 @@ struct Config {
   static constexpr int kStageBytes = kWeightBytes + kRows * kTileWidth;
   // Sums on their way to where they are stored; not in the ring, which is full of what comes next.
   static constexpr int kHandedBytes = kRows * kOutputs * 4;
-  static constexpr int kSpareBytes = kRingBarrierBytes + kPhaseBarrierBytes + kHandedBytes +
-                                     kChainMaxRows * 4 + 1024;  // alignment
+  // Of all rows, and of those that a last tile has past them.
+  static constexpr int kScaleBytes = (kChainMaxRows + kRows) * 4;
+  static constexpr int kSpareBytes = kRingBarrierBytes + kPhaseBarrierBytes + kHandedBytes + kScaleBytes +
+                                     1024;  // alignment
   static constexpr int kStages =
       std::min(16, (kSharedOfSm - kSharedOfBlock - kSpareBytes) / kStageBytes);
   static constexpr int kSharedBytes = kStages * kStageBytes + kSpareBytes;

@@ -224,7 +224,7 @@ class Part {
       const int inPart = min(first_ + at, rows_ - 1);  // lanes without a row read another's
       const int row = min(row_ + at, tile_.work.rows - 1);
       const float scale = tile_.scaleOf(row);
-      float values[N], others[N];
+      float values[N] = {}, others[N];
       load(sums, inPart, phase.gated ? 2 * column_ : column_, phase.gated ? 2 : 1, others, values);
       if (phase.gated) {
         float pairs[2 * N];
@@ -316,7 +316,7 @@ class Part {
 };
 
 // A whole tile's results of a product that nothing is added to but biases. Sums become results where they are,
-// in registers, and are turned around as such: half of the bytes and a quarter of the time.
+// in registers, and are turned around as such: half of the bytes.
 template <class C>
 class Whole {
  public:
