@@ -4,8 +4,8 @@
 
 namespace millrace::cuda {
 
-// Queries, keys and values of the step's tokens as the projection left them: rows by token. With `keys` null
-// queries are ready and the cache has the keys and values.
+// Queries, keys and values of the step's tokens as the projection left them: rows by token. Read by
+// DecodeKernel::ofFresh; for the other kernel queries are ready and the cache has the keys and values.
 struct NewTokens {
   const void* keys;
   const void* values;
