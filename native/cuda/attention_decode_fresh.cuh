@@ -108,7 +108,7 @@ __device__ __forceinline__ uint32_t turnQueries(const NewTokens& fresh, const Tu
       } else {
         unpack<T, kPer>(rounded, halves[i]);
 #pragma unroll
-        for (float& x : halves[i]) x = fminf(fmaxf(x, -65504.0f), 65504.0f);
+        for (float& x : halves[i]) x = withinHalf(x);
         storeRaw<C, kPer>(reinterpret_cast<C*>(own[i]), pack<C, kPer>(halves[i]));
       }
     }

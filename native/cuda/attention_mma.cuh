@@ -2,17 +2,11 @@
 #pragma once
 #include <type_traits>
 
-#include "tensor_core.cuh"
+#include "elements.h"
 
 namespace millrace::cuda {
 
 constexpr unsigned kAll = 0xffffffffu;  // lanes of a warp
-
-__device__ __forceinline__ float exp2Fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // 16-byte chunks of a row are exchanged by low bits of the row's number: the eight rows of an
 // ldmatrix lie in eight different groups of banks, as do eight neighbors of a row.
@@ -44,15 +38,15 @@ template <typename T>
 struct ComputeOf<T, true> {
   using Type = __half;
 };
+// The nearest that float16 has besides infinities.
+__device__ __forceinline__ float withinHalf(float x) { return fminf(fmaxf(x, -65504.0f), 65504.0f); }
 // Two elements of T as two of C.
 template <typename T, typename C>
 __device__ __forceinline__ uint32_t converted(uint32_t two) {
   if constexpr (sizeof(T) == sizeof(C) && !std::is_same<T, C>::value) {
     // bfloat16 to float16
-    const auto limited = [](uint32_t bits) {
-      return fminf(fmaxf(__uint_as_float(bits), -65504.0f), 65504.0f);
-    };
-    return Half2<C>::pack(limited(two << 16), limited(two & 0xffff0000u));
+    return Half2<C>::pack(withinHalf(__uint_as_float(two << 16)),
+                          withinHalf(__uint_as_float(two & 0xffff0000u)));
   }
   return two;
 }

@@ -102,11 +102,11 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
         };
         // The weight of its first tile does not wait for the other blocks.
         const bool taking = share.tile < phase.tiles;
-        Place place = placeOf<C>(work, share.tile);
+        const Place firstPlace = placeOf<C>(work, share.tile);
         const int ahead = taking ? min(share.steps, C::kStages) : 0;
         for (int i = 0; i < ahead; i++) {
           if (C::kHolds && took && i == ahead * 3 / 4) barrierWait(told + 8 * (p - 1), 0);
-          copyWeight(i, place.output);
+          copyWeight(i, firstPlace.output);
         }
         took = taking;
         if (p == 0) waitForPrevious();
@@ -114,16 +114,15 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
         if (p > 0) awaitCount(work.counters + p - 1, work.phases[p - 1].arrivals);
         fenceGlobalForAsync();
         barrierArrive(entered + 8 * p);
-        int already = ahead;
-        for (int tile = share.tile; tile < phase.tiles; place = placeOf<C>(work, tile)) {
+        for (int tile = share.tile; tile < phase.tiles; tile += share.tilesAtOnce) {
+          const bool first = tile == share.tile;
+          const Place place = first ? firstPlace : placeOf<C>(work, tile);
           for (int i = 0; i < share.steps; i++) {
-            if (i >= already) copyWeight(i, place.output);
+            if (!first || i >= ahead) copyWeight(i, place.output);
             copyTile(xRing.at() + C::kWeightBytes, &phase.x, (share.begin + i) * kColumns, place.row,
                      xRing.full());
             xRing.next();
           }
-          already = 0;
-          tile += share.tilesAtOnce;
         }
       }
     }
@@ -137,7 +136,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
       if (!phase.scaled || share.tile >= phase.tiles) continue;
       // Of the rows whose results this block stores: with more than one tile that may be any.
       const bool oneTile = share.tile + share.tilesAtOnce >= phase.tiles;
-      const int part = C::kRows >> phase.splitShift;
+      const int part = partRows<C>(phase);
       const int begin = oneTile ? placeOf<C>(work, share.tile).row + share.split * part : 0;
       const int end = oneTile ? min(begin + part, work.rows) : work.rows;
       barrierWait(entered + 8 * p, 0);

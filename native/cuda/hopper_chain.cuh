@@ -83,6 +83,12 @@ __device__ __forceinline__ Place placeOf(const Work& work, int tile) {
   return {(tile - outputs * work.rowTiles) * C::kRows, outputs * C::kOutputs};
 }
 
+// Rows that a block finishes of a tile.
+template <class C>
+__device__ __forceinline__ int partRows(const Phase& phase) {
+  return C::kRows >> phase.splitShift;
+}
+
 // A tile's place in the results, and what its sums are to become.
 struct Tile : Place {
   const Work& work;
@@ -92,7 +98,13 @@ struct Tile : Place {
   const float* scales;  // null: as they are
   float* squares;
   __device__ __forceinline__ float scaleOf(int row) const { return scales ? scales[row] : 1.0f; }
+  // The first column of the results: a gate and its up are one.
+  __device__ __forceinline__ int column() const { return phase.gated ? output / 2 : output; }
 };
+
+// 2 to this power packs of eight outputs a tile has in a row.
+template <class C>
+constexpr int kPacksShift = C::kOutputs == 128 ? 4 : 3;
 
 // A tile's outputs come in pairs, which are in rows of the weight's tile that are eight apart: what a thread has of
 // the products. Neighbors, or a gate and its up. So two sums lie side by side where they are added.
@@ -191,10 +203,10 @@ class Part {
   // Biases and the norm's weights are on their way from here on.
   __device__ __forceinline__ explicit Part(const Tile& tile)
       : tile_(tile),
-        rows_(C::kRows >> tile.phase.splitShift),
+        rows_(partRows<C>(tile.phase)),
         lanesShift_(kLanesShift - tile.phase.gated),
         column_((threadIdx.x & ((1 << lanesShift_) - 1)) * N),
-        output_((tile.phase.gated ? tile.output / 2 : tile.output) + column_),
+        output_(tile.column() + column_),
         first_(threadIdx.x >> lanesShift_),
         step_(C::kAdders >> lanesShift_),
         row_(tile.row + tile.share.split * rows_ + first_),
@@ -265,7 +277,7 @@ class Part {
   // Where there are few rows, they are shared by more threads.
   static constexpr int N = C::kRows <= 32 ? 4 : 8;
   static_assert(C::kOutputs == 64 || C::kOutputs == 128);
-  static constexpr int kLanesShift = (C::kOutputs == 128 ? 4 : 3) + (N == 4);
+  static constexpr int kLanesShift = kPacksShift<C> + (N == 4);
 
   // Past this SM's first cache: other blocks may have written them since the kernel began.
   __device__ __forceinline__ Raw<T, N> residualOf(int at) const {
@@ -330,7 +342,7 @@ class Whole {
     bias_[0] = bias_[1] = 0.0f;
     if (!phase.bias) return;
     const int pair = threadIdx.x / 32 * 8 + threadIdx.x % 32 / 4;  // of the tile
-    const int first = phase.gated ? tile.output / 2 + pair : tile.output + 2 * pair;
+    const int first = tile.column() + (phase.gated ? pair : 2 * pair);
     if (first >= phase.columns) return;
     bias_[0] = phase.bias[first];
     bias_[1] = phase.bias[first + (phase.gated ? phase.columns : 1)];
@@ -354,7 +366,7 @@ class Whole {
 
   template <bool kGated>
   __device__ __forceinline__ void turn(const float (&sums)[C::kRows / 2], uint8_t* results) const {
-    constexpr int kShift = (C::kOutputs == 128 ? 4 : 3) - kGated;
+    constexpr int kShift = kPacksShift<C> - kGated;
     constexpr int kEightRows = (8 << kShift) * 16;  // bytes
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const uint32_t here = static_cast<uint32_t>(__cvta_generic_to_shared(results));
@@ -389,9 +401,9 @@ class Whole {
   // Of every row a thread has the same pack, and rows a multiple of eight apart: so their places are, too.
   __device__ __forceinline__ void copyOut(const uint8_t* results) const {
     const Phase& phase = tile_.phase;
-    const int shift = (C::kOutputs == 128 ? 4 : 3) - phase.gated;  // 2 to this power packs a row
+    const int shift = kPacksShift<C> - phase.gated;
     const int pack = threadIdx.x & ((1 << shift) - 1), first = threadIdx.x >> shift, step = C::kAdders >> shift;
-    const int column = (phase.gated ? tile_.output / 2 : tile_.output) + pack * 8;
+    const int column = tile_.column() + pack * 8;
     const int end = column < phase.columns ? min(C::kRows, tile_.work.rows - tile_.row) : 0;
     const uint8_t* from = results + packAt(shift, first, pack);
     T* to = phase.out + int64_t{tile_.row + first} * phase.outStride + column;
@@ -422,7 +434,7 @@ __device__ __forceinline__ void finish(const float (&sums)[1][C::kRows / 2], Par
     keepPairs<C>(sums[0], handed);
     syncAdders<C::kAdders>();
   } else {
-    Sharing<C>(handed, summed, tile.share, C::kRows >> tile.phase.splitShift).send(sums[0]);
+    Sharing<C>(handed, summed, tile.share, partRows<C>(tile.phase)).send(sums[0]);
     barrierWait(summed, 0);
   }
   if (tile.scales) barrierWait(scaled, 0);
