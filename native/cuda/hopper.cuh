@@ -174,10 +174,13 @@ __device__ __forceinline__ void holdRegisters(float (&d)[N]) {
   for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Registers 0 .. 127 by eights, in the text and as operands.
+// Registers 0 .. 127 by eights, in the text and as operands; H: half of the last eight.
 #define MR_T0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define MR_T1 MR_T0 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define MR_T3 MR_T1 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define MR_T2H MR_T1 ", %16, %17, %18, %19"
+#define MR_T2 MR_T2H ", %20, %21, %22, %23"
+#define MR_T3H MR_T2 ", %24, %25, %26, %27"
+#define MR_T3 MR_T3H ", %28, %29, %30, %31"
 #define MR_T4 MR_T3 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define MR_T5 \
   MR_T3       \
@@ -198,7 +201,9 @@ __device__ __forceinline__ void holdRegisters(float (&d)[N]) {
 #define MR_O(i)                                                                             \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
+#define MR_OH(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define MR_O1 MR_O(0), MR_O(8)
+#define MR_O2 MR_O1, MR_O(16)
 #define MR_O3 MR_O1, MR_O(16), MR_O(24)
 #define MR_O4 MR_O3, MR_O(32)
 #define MR_O5 MR_O3, MR_O(32), MR_O(40)
@@ -235,6 +240,9 @@ struct Products;
   };
 MR_PRODUCTS(16, MR_T0, "8", "9", "10", MR_O(0))
 MR_PRODUCTS(32, MR_T1, "16", "17", "18", MR_O1)
+MR_PRODUCTS(40, MR_T2H, "20", "21", "22", MR_O1, MR_OH(16))
+MR_PRODUCTS(48, MR_T2, "24", "25", "26", MR_O2)
+MR_PRODUCTS(56, MR_T3H, "28", "29", "30", MR_O2, MR_OH(24))
 MR_PRODUCTS(64, MR_T3, "32", "33", "34", MR_O3)
 MR_PRODUCTS(80, MR_T4, "40", "41", "42", MR_O4)
 MR_PRODUCTS(96, MR_T5, "48", "49", "50", MR_O5)

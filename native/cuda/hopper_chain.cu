@@ -1,7 +1,8 @@
 // Products that follow one another, in one kernel whose blocks are all there at once and wait for each
 // other between products. A product is computed as in hopper_gemm.cu: outputs are the rows of wgmma, one
 // warp keeps a ring of tiles filled, one or two warpgroups multiply. The weight of the next product is
-// asked for while the blocks wait, as far as the ring has room.
+// asked for while the blocks wait, as far as the ring has room. With two warpgroups and many rows each product is
+// cut in the way that suits it.
 #include "hopper_chain.h"
 
 #include <algorithm>
@@ -25,13 +26,11 @@ struct Config {
   using T = hopper::chain::T;
   static constexpr int kRows = kRows_;  // of x
   static constexpr int kWarpgroups = kWarpgroups_, kBlocks = 1;
-  static constexpr int kOutputs = 64 * kWarpgroups;
+  static constexpr int kOutputs = kWarpgroupOutputs * kWarpgroups;
   static constexpr int kAdders = kWarpgroup * kWarpgroups;
   static constexpr int kThreads = kAdders + kWarpgroup;
-  // Blocks that share a sum finish an even number of rows.
-  static constexpr int kMostSplits = kRows % 64 == 0 || kRows < 64 ? 8 : 4;
-  // Parts of a fourth are no whole eights of rows.
-  static constexpr bool kRagged = kRows > 32 && kRows % 32 != 0;
+  static constexpr bool kHalved = kWarpgroups == 2 && kRows >= 64;
+  using Parts = std::conditional_t<kHalved, Halved<Config>, Undivided<Config>>;
   // A product waits some 100 cycles for the one it adds to, so sums of some columns of k are kept apart.
   static constexpr int kSets = kRows <= 32 ? 4 : 1;
   // To tell other blocks of results takes two or three times as long while copies are on their way. Where
@@ -39,8 +38,8 @@ struct Config {
   static constexpr bool kHolds = kRows <= 32;
   static constexpr int kWeightBytes = kOutputs * kTileWidth;
   static constexpr int kStageBytes = kWeightBytes + kRows * kTileWidth;
-  // Sums on their way to where they are stored; not in the ring, which is full of what comes next.
-  static constexpr int kHandedBytes = kRows * kOutputs * 4;
+  // Sums, or results, on their way to where they are stored; not in the ring, which is full of what comes next.
+  static constexpr int kHandedBytes = kRows * kOutputs * (kHalved ? 2 : 4);
   // Of all rows, and of those that a last tile has past them.
   static constexpr int kScaleBytes = (kChainMaxRows + kRows) * 4;
   static constexpr int kSpareBytes = kRingBarrierBytes + kPhaseBarrierBytes + kHandedBytes + kScaleBytes +
@@ -75,7 +74,8 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
       barrierInit(told + 8 * p, 1);
       barrierInit(scaled + 8 * p, kScalers);
       barrierInit(summed + 8 * p, 1);
-      barrierExpect(summed + 8 * p, C::kHandedBytes);
+      const int kept = C::Parts::kKeepsOwn ? C::kHandedBytes >> work.phases[p].splitShift : 0;
+      barrierExpect(summed + 8 * p, C::kHandedBytes - kept);
     }
     barrierInitFence();
   }
@@ -92,17 +92,27 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
       for (int p = 0; p < work.count; p++) {
         const Phase& phase = work.phases[p];
         const Share share = shareOf(work, phase);
+        const bool halves = C::kHalved && phase.cut == Cut::HalfK;
+        const auto columnOf = [&](int step) { return (share.begin + step) * (kColumns << halves); };
         const auto copyWeight = [&](int step, int output) {
           weightRing.waitEmpty();
-          weightRing.expect(C::kStageBytes);
+          weightRing.expect(phase.stageBytes);
           const uint32_t to = weightRing.at(), done = weightRing.full();
-          const int column = (share.begin + step) * kColumns;
+          const int column = columnOf(step);
           copyPairedTile(to, &phase.weight, column, output / 16, done);
+          if (halves) copyPairedTile(to + C::kWeightBytes / 2, &phase.weight, column + kColumns, output / 16, done);
           weightRing.next();
+        };
+        const auto copyX = [&](int step, int row) {
+          const uint32_t to = xRing.at() + C::kWeightBytes, done = xRing.full();
+          const int column = columnOf(step);
+          copyTile(to, &phase.x, column, row, done);
+          if (halves) copyTile(to + C::kRows / 2 * kTileWidth, &phase.x, column + kColumns, row, done);
+          xRing.next();
         };
         // The weight of its first tile does not wait for the other blocks.
         const bool taking = share.tile < phase.tiles;
-        const Place firstPlace = placeOf<C>(work, share.tile);
+        const Place firstPlace = placeOf(phase, share.tile);
         const int ahead = taking ? min(share.steps, C::kStages) : 0;
         for (int i = 0; i < ahead; i++) {
           if (C::kHolds && took && i == ahead * 3 / 4) barrierWait(told + 8 * (p - 1), 0);
@@ -116,12 +126,10 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
         barrierArrive(entered + 8 * p);
         for (int tile = share.tile; tile < phase.tiles; tile += share.tilesAtOnce) {
           const bool first = tile == share.tile;
-          const Place place = first ? firstPlace : placeOf<C>(work, tile);
+          const Place place = first ? firstPlace : placeOf(phase, tile);
           for (int i = 0; i < share.steps; i++) {
             if (!first || i >= ahead) copyWeight(i, place.output);
-            copyTile(xRing.at() + C::kWeightBytes, &phase.x, (share.begin + i) * kColumns, place.row,
-                     xRing.full());
-            xRing.next();
+            copyX(i, place.row);
           }
         }
       }
@@ -136,8 +144,8 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
       if (!phase.scaled || share.tile >= phase.tiles) continue;
       // Of the rows whose results this block stores: with more than one tile that may be any.
       const bool oneTile = share.tile + share.tilesAtOnce >= phase.tiles;
-      const int part = partRows<C>(phase);
-      const int begin = oneTile ? placeOf<C>(work, share.tile).row + share.split * part : 0;
+      const int part = partRows(phase);
+      const int begin = oneTile ? placeOf(phase, share.tile).row + share.split * part : 0;
       const int end = oneTile ? min(begin + part, work.rows) : work.rows;
       barrierWait(entered + 8 * p, 0);
 #pragma unroll 1
@@ -158,19 +166,34 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
     }
   } else {
     waitForPrevious();
+    using P = typename C::Parts;
     float sums[C::kSets][1][C::kRows / 2];
     for (int p = 0; p < work.count; p++) {
       const Phase& phase = work.phases[p];
       const Share share = shareOf(work, phase);
       if (share.tile >= phase.tiles) continue;
       for (int tile = share.tile; tile < phase.tiles; tile += share.tilesAtOnce) {
-        const Tile results = {placeOf<C>(work, tile), work, phase, share, tile == share.tile,
+        const Tile results = {placeOf(phase, tile), work, phase, share, tile == share.tile,
                               phase.scaled ? scales : nullptr, work.squares[p % 2]};
-        Part<C> part(results);
+        Part<P> part(results);
         const Whole<C> whole(results);
-        sumStages(ring, share.steps, sums);
+        if constexpr (C::kHalved) {
+          // Behind x of the first half of k is that of the second.
+          const int half = phase.cut == Cut::HalfK ? threadIdx.x / kWarpgroup * P::kRows * kTileWidth : 0;
+          if (phase.cut == Cut::Full) sumStages<C>(ring, share.steps, sums, C::kWeightBytes);
+          else sumStages<P>(ring, share.steps, halfOf(sums), C::kWeightBytes + half);
+        } else {
+          sumStages<C>(ring, share.steps, sums, C::kWeightBytes);
+        }
         barrierWait(entered + 8 * p, 0);
-        finish(sums[0], part, whole, results, handed, summed + 8 * p, scaled + 8 * p);
+        if (Whole<C>::suits(results)) {
+          if (results.scales) barrierWait(scaled + 8 * p, 0);
+          whole.store(sums[0][0], reinterpret_cast<uint8_t*>(handed));
+        } else if constexpr (C::kHalved) {
+          finish<P>(halfOf(sums)[0], part, results, handed, summed + 8 * p, scaled + 8 * p);
+        } else {
+          finish<P>(sums[0], part, results, handed, summed + 8 * p, scaled + 8 * p);
+        }
       }
       if (p + 1 == work.count) break;
       syncAdders<C::kAdders>();
@@ -220,10 +243,24 @@ int splitShiftOf(int tiles, int steps, int most, int blocks) {
 }
 
 // Of a row, where the narrowest tiles have a sum each.
-size_t squaresOf(int width) { return divideUp(width, 64); }
+size_t squaresOf(int width) { return divideUp(width, kWarpgroupOutputs); }
+
+// Sums that something is added to, or that are normed, are shared by as many blocks as there are. Others are
+// cut so that a block copies the least.
+template <class C>
+Cut cutOf(const ChainPhase& phase, int rows, int blocks) {
+  if (!C::kHalved) return Cut::Full;
+  if (phase.residual || phase.normWeight) return Cut::HalfK;
+  const auto copied = [&](int tileRows) {
+    const int64_t tiles = divideUp(phase.n, C::kOutputs) * divideUp(rows, tileRows);
+    return divideUp(tiles, blocks) * (C::kOutputs + tileRows);
+  };
+  return copied(C::kRows / 2) < copied(C::kRows) ? Cut::HalfRows : Cut::Full;
+}
 
 template <class C>
 Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
+  using P = typename C::Parts;
   Work work = {};
   int widest = 0;
   for (int p = 0; p < chain.count; p++) {
@@ -231,9 +268,7 @@ Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
   }
   work.count = chain.count;
   work.rows = rows;
-  work.rowTiles = static_cast<int>(divideUp(rows, C::kRows));
   work.cluster = cluster;
-  work.perRowTile = static_cast<unsigned int>(divideUp(int64_t{1} << 32, work.rowTiles));
   work.counters = static_cast<unsigned int*>(chain.scratch);
   work.squares[0] = reinterpret_cast<float*>(static_cast<uint8_t*>(chain.scratch) + kCounterBytes);
   work.squares[1] = work.squares[0] + kChainMaxRows * squaresOf(widest);
@@ -241,18 +276,24 @@ Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
     const ChainPhase& from = chain.phases[p];
     Phase& to = work.phases[p];
     constexpr CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    to.weight = pairedTileMap(type, sizeof(T), from.weight, from.k, from.n, C::kOutputs,
+    to.cut = cutOf<C>(from, rows, blocks);
+    const bool halves = to.cut == Cut::HalfK;
+    to.tileRows = to.cut == Cut::Full ? C::kRows : C::kRows / 2;
+    to.tileOutputs = halves ? kWarpgroupOutputs : C::kOutputs;
+    to.stageBytes = (C::kOutputs + (halves ? C::kRows : to.tileRows)) * kTileWidth;
+    to.rowTiles = static_cast<int>(divideUp(rows, to.tileRows));
+    to.perRowTile = static_cast<unsigned int>(divideUp(int64_t{1} << 32, to.rowTiles));
+    to.weight = pairedTileMap(type, sizeof(T), from.weight, from.k, from.n, to.tileOutputs,
                               from.gated ? Pairs::Halves : Pairs::Neighbors);
-    to.x = tileMap(type, sizeof(T), from.x, from.k, rows, from.xStride, C::kRows);
+    to.x = tileMap(type, sizeof(T), from.x, from.k, rows, from.xStride, to.tileRows);
     to.columns = from.gated ? from.n / 2 : from.n;
     to.perInput = 1.0f / from.k;
-    to.steps = static_cast<int>(divideUp(from.k, kColumns));
-    const int outputTiles =
-        static_cast<int>(divideUp(to.columns, from.gated ? C::kOutputs / 2 : C::kOutputs));
-    to.tiles = outputTiles * work.rowTiles;
-    to.splitShift = splitShiftOf(to.tiles, to.steps, std::min(cluster, C::kMostSplits), blocks);
+    to.steps = static_cast<int>(divideUp(from.k, kColumns << halves));
+    to.tiles = static_cast<int>(divideUp(from.n, to.tileOutputs)) * to.rowTiles;
+    const int most = std::min(cluster, P::kMostTerms / P::kTerms);
+    to.splitShift = C::kHalved && !halves ? 0 : splitShiftOf(to.tiles, to.steps, most, blocks);
     to.arrivals = std::min(to.tiles << to.splitShift, blocks);
-    to.parts = p > 0 ? static_cast<int>(divideUp(chain.phases[p - 1].n, C::kOutputs)) : 0;
+    to.parts = p > 0 ? static_cast<int>(divideUp(chain.phases[p - 1].n, work.phases[p - 1].tileOutputs)) : 0;
     to.gated = from.gated;
     to.scaled = from.scaled;
     to.eps = from.eps;
@@ -331,11 +372,13 @@ std::vector<ChainTiles> chainTiles(const Chain& chain, int rows) {
   }
   for (int tile : wanted) {
     for (int outputs : {64, 128}) {
-      for (int cluster : {4, 8}) {
+      for (int cluster : {2, 4, 8}) {
         const ChainTiles tiles = {outputs, tile, cluster};
         int clusters = 0;
         withConfig(tiles, [&](auto tag) {
-          clusters = clustersAtOnce<typename decltype(tag)::Type>(cluster);
+          using C = typename decltype(tag)::Type;
+          // Those with tiles of their own for shared sums have no use for more than two blocks to share one.
+          if (C::kHalved == (cluster == 2)) clusters = clustersAtOnce<C>(cluster);
         });
         if (clusters > 0) list.push_back(tiles);
       }

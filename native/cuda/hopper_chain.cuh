@@ -1,5 +1,6 @@
 // What blocks of a chain of products say to each other, and the way of their sums to the results. C, a
-// kernel's configuration, has what hopper_tiles.cuh wants, and kAdders (threads that multiply).
+// kernel's configuration, has what hopper_tiles.cuh wants, kAdders (threads that multiply), and kHalved: whether
+// phases may be cut otherwise than into full tiles. P is a tile whose sums are shared: Undivided<C> or Halved<C>.
 #pragma once
 #include "hopper.cuh"
 #include "hopper.h"
@@ -14,11 +15,20 @@ constexpr int kColumns = kTileWidth / sizeof(T);  // of k in a tile
 constexpr int kCounters = kChainPhases + 1;
 constexpr size_t kCounterBytes = 256;
 
+// What a tile of a phase is: kOutputs x kRows; as many outputs of half the rows; or of half the rows 64 outputs, of
+// which each of two warpgroups sums half of k.
+enum class Cut { Full, HalfRows, HalfK };
+
 struct Phase {
   CUtensorMap weight, x;
+  Cut cut;
   int columns;    // of out
   float perInput;  // 1 / k
-  int steps;      // tiles of k
+  int steps;      // of k, stages of the ring
+  int stageBytes;
+  int tileRows, tileOutputs;
+  int rowTiles;
+  unsigned int perRowTile;  // 2^32 / rowTiles, rounded up: a division takes 60 instructions
   int tiles;      // of results, row tiles of the same outputs one after the other
   int splitShift;  // 2 to this power blocks of a cluster share a sum over k
   int arrivals;   // blocks that have a part in it
@@ -33,8 +43,7 @@ struct Phase {
 
 struct Work {
   Phase phases[kChainPhases];
-  int count, rows, rowTiles, cluster;  // cluster: a power of two
-  unsigned int perRowTile;  // 2^32 / rowTiles, rounded up: a division takes 60 instructions
+  int count, rows, cluster;  // cluster: a power of two
   unsigned int* counters;
   float* squares[2];  // [parts, kChainMaxRows], of phases in turn
 };
@@ -77,17 +86,13 @@ __device__ __forceinline__ Share shareOf(const Work& work, const Phase& phase) {
 struct Place {
   int row, output;
 };
-template <class C>
-__device__ __forceinline__ Place placeOf(const Work& work, int tile) {
-  const int outputs = work.rowTiles == 1 ? tile : __umulhi(tile, work.perRowTile);
-  return {(tile - outputs * work.rowTiles) * C::kRows, outputs * C::kOutputs};
+__device__ __forceinline__ Place placeOf(const Phase& phase, int tile) {
+  const int outputs = phase.rowTiles == 1 ? tile : __umulhi(tile, phase.perRowTile);
+  return {(tile - outputs * phase.rowTiles) * phase.tileRows, outputs * phase.tileOutputs};
 }
 
 // Rows that a block finishes of a tile.
-template <class C>
-__device__ __forceinline__ int partRows(const Phase& phase) {
-  return C::kRows >> phase.splitShift;
-}
+__device__ __forceinline__ int partRows(const Phase& phase) { return phase.tileRows >> phase.splitShift; }
 
 // A tile's place in the results, and what its sums are to become.
 struct Tile : Place {
@@ -102,6 +107,31 @@ struct Tile : Place {
   __device__ __forceinline__ int column() const { return phase.gated ? output / 2 : output; }
 };
 
+// Tiles whose sums are shared. kTerms: warpgroups whose sums are added; kMostTerms: with all blocks'. Blocks finish an
+// even number of rows.
+template <class C>
+struct Undivided : C {
+  static constexpr int kTerms = 1, kMostTerms = C::kRows % 64 == 0 || C::kRows < 64 ? 8 : 4;
+  // Parts of a fourth are no whole eights of rows.
+  static constexpr bool kRagged = C::kRows > 32 && C::kRows % 32 != 0;
+  // Of many sums a block begins with those of rows of its own, so that not all send to the same one at a time.
+  static constexpr int kTurns = C::kHandedBytes < 32 << 10 ? 1 : 4;
+  static constexpr bool kKeepsOwn = false;
+};
+
+// Of Cut::HalfK, with up to two blocks.
+template <class C>
+struct Halved {
+  using T = typename C::T;
+  static constexpr int kRows = C::kRows / 2, kOutputs = kWarpgroupOutputs;
+  static constexpr int kAdders = C::kAdders, kBlocks = C::kBlocks, kSets = C::kSets;
+  static constexpr int kTerms = 2, kMostTerms = 4;
+  static constexpr bool kRagged = kRows / 2 % 8 != 0;
+  static constexpr int kTurns = 1;
+  // Half of the sums are the block's own: these are not sent but stored.
+  static constexpr bool kKeepsOwn = true;
+};
+
 // 2 to this power packs of eight outputs a tile has in a row.
 template <class C>
 constexpr int kPacksShift = C::kOutputs == 128 ? 4 : 3;
@@ -109,40 +139,49 @@ constexpr int kPacksShift = C::kOutputs == 128 ? 4 : 3;
 // A tile's outputs come in pairs, which are in rows of the weight's tile that are eight apart: what a thread has of
 // the products. Neighbors, or a gate and its up. So two sums lie side by side where they are added.
 
+// Which of the warpgroups that sum the same outputs this thread's is.
+template <class P>
+__device__ __forceinline__ int termOf() {
+  return P::kTerms == 1 ? 0 : threadIdx.x / kWarpgroup;
+}
+
 // Where a lane's pair of a row lies.
-template <class C>
+template <class P>
 __device__ __forceinline__ int pairAt(int row) {
-  return sumsAt<C>(row, threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 * 2);
+  return sumsAt<P>(row, threadIdx.x % (2 * P::kOutputs) / 32 * 16 + threadIdx.x % 32 / 4 * 2);
 }
 
 // Sums of a tile that this block has alone.
-template <class C>
-__device__ __forceinline__ void keepPairs(const float (&sums)[C::kRows / 2], float* to) {
+template <class P>
+__device__ __forceinline__ void keepPairs(const float (&sums)[P::kRows / 2], float* to) {
   const int row = threadIdx.x % 4 * 2;
-  float* const at[2] = {to + pairAt<C>(row), to + pairAt<C>(row + 1)};
+  to += termOf<P>() * P::kRows * P::kOutputs;
+  float* const at[2] = {to + pairAt<P>(row), to + pairAt<P>(row + 1)};
 #pragma unroll
-  for (int eight = 0; eight < C::kRows; eight += 8) {
+  for (int eight = 0; eight < P::kRows; eight += 8) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const float* own = sums + eight / 2 + i;
-      *reinterpret_cast<float2*>(at[i] + eight * C::kOutputs) = make_float2(own[0], own[2]);
+      *reinterpret_cast<float2*>(at[i] + eight * P::kOutputs) = make_float2(own[0], own[2]);
     }
   }
 }
 
 // Blocks that share a sum: each finishes a part of the rows, for which all send it their sums; `summed` counts them.
-// They lie one block's behind the other's, in the order of blocks: results do not depend on who came when.
-template <class C>
+// They lie one warpgroup's behind the other's, in the order of blocks: results do not depend on who came when.
+template <class P>
 class Sharing {
  public:
   __device__ __forceinline__ Sharing(float* to, uint32_t summed, const Share& share, int part)
-      : here_(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+      : to_(to),
+        here_(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
         summed_(summed - here_),
         share_(share),
+        term_(share.split * P::kTerms + termOf<P>()),
         part_(part),
-        at_{pairAt<C>(firstRow(0)), pairAt<C>(firstRow(1))} {}
+        at_{pairAt<P>(firstRow(0)), pairAt<P>(firstRow(1))} {}
 
-  __device__ __forceinline__ void send(const float (&sums)[C::kRows / 2]) const {
+  __device__ __forceinline__ void send(const float (&sums)[P::kRows / 2]) const {
     if constexpr (kTurns == 1) return sendTurn<0>(sums);
     const int first = share_.split * kTurns / share_.splits;
 #pragma unroll 1
@@ -156,59 +195,60 @@ class Sharing {
   }
 
  private:
-  // Of many sums a block begins with those of rows of its own, so that not all send to the same one at a time.
-  static constexpr int kTurns = C::kHandedBytes < 32 << 10 ? 1 : C::kRagged ? 2 : 4;
-  static constexpr int kTurnRows = C::kRows / kTurns;
+  static constexpr int kTurns = P::kTurns;
+  static constexpr int kTurnRows = P::kRows / kTurns;
   static_assert(kTurnRows % 8 == 0);
 
-  // Of the lane's two rows of eight, from where this block's sums begin.
+  // Of the lane's two rows of eight, from where this warpgroup's sums begin.
   __device__ __forceinline__ int firstRow(int i) const {
     const int row = threadIdx.x % 4 * 2 + i;
-    return share_.split * part_ + (part_ < 8 ? row & (part_ - 1) : row);
+    return term_ * part_ + (part_ < 8 ? row & (part_ - 1) : row);
   }
 
   template <int kTurn>
-  __device__ __forceinline__ void sendTurn(const float (&sums)[C::kRows / 2]) const {
+  __device__ __forceinline__ void sendTurn(const float (&sums)[P::kRows / 2]) const {
     asm volatile("// turn %0" ::"n"(kTurn));  // one code for all turns would need an array in memory
 #pragma unroll
     for (int in = 0; in < kTurnRows; in += 8) {
       const int eight = kTurn % kTurns * kTurnRows + in;
       const int row = eight + static_cast<int>(threadIdx.x) % 4 * 2;
       // Parts of less than eight rows divide eight; of whole eights all lanes send to the same block.
-      const int of = (C::kRagged || part_ < 8 ? row : eight) * share_.splits / C::kRows;
+      const int of = (P::kRagged || part_ < 8 ? row : eight) * share_.splits / P::kRows;
       const uint32_t there = blockAddress(here_, share_.firstBlock + of);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         int at = at_[i];
-        if (C::kRagged) at = pairAt<C>(share_.split * part_ + row - of * part_ + i);
-        else if (part_ >= 8) at += (eight - of * part_) * C::kOutputs;
+        if (P::kRagged) at = pairAt<P>(term_ * part_ + row - of * part_ + i);
+        else if (part_ >= 8) at += (eight - of * part_) * P::kOutputs;
         const float* own = sums + eight / 2 + i;
-        storeThere(there + 4 * at, own[0], own[2], there + summed_);
+        if (P::kKeepsOwn && of == share_.split) *reinterpret_cast<float2*>(to_ + at) = make_float2(own[0], own[2]);
+        else storeThere(there + 4 * at, own[0], own[2], there + summed_);
       }
     }
   }
 
+  float* const to_;
   const uint32_t here_, summed_;  // the barrier from there on
   const Share& share_;
-  const int part_;
+  const int term_, part_;
   const int at_[2];
 };
 
 // A thread's share of a block's part of a tile: in each round N results of a row, always of the same columns.
 // One code in a loop for every way to divide a product: attention drives a chain's instructions out of the
 // caches between one layer and the next, and those that are executed once are waited for.
-template <class C>
+template <class P>
 class Part {
  public:
   // Biases and the norm's weights are on their way from here on.
   __device__ __forceinline__ explicit Part(const Tile& tile)
       : tile_(tile),
-        rows_(partRows<C>(tile.phase)),
+        rows_(partRows(tile.phase)),
         lanesShift_(kLanesShift - tile.phase.gated),
-        column_((threadIdx.x & ((1 << lanesShift_) - 1)) * N),
+        column_((turnedThread(lanesShift_) & ((1 << lanesShift_) - 1)) * N),
         output_(tile.column() + column_),
-        first_(threadIdx.x >> lanesShift_),
-        step_(C::kAdders >> lanesShift_),
+        first_(turnedThread(lanesShift_) >> lanesShift_),
+        step_(P::kAdders >> lanesShift_),
         row_(tile.row + tile.share.split * rows_ + first_),
         rowsHere_(output_ < tile.phase.columns ? min(rows_ - first_, tile.work.rows - row_) : 0) {
     const Phase& phase = tile.phase;
@@ -229,7 +269,7 @@ class Part {
 
   __device__ __forceinline__ void store(const float* sums) {
     const Phase& phase = tile_.phase;
-    float* const squaresOfTile = tile_.squares + tile_.output / C::kOutputs * kChainMaxRows;
+    float* const squaresOfTile = tile_.squares + tile_.output / P::kOutputs * kChainMaxRows;
 #pragma unroll 1
     for (int at = 0; __any_sync(~0u, at < rowsHere_); at += step_) {
       const bool there = at < rowsHere_;
@@ -266,8 +306,8 @@ class Part {
       if (!there) squares = 0.0f;
       else storeRaw<T, N>(phase.normed + int64_t{row} * phase.normedStride + output_, pack<T, N>(values));
 #pragma unroll
-      for (int apart = C::kOutputs / N / 2; apart > 0; apart /= 2) {
-        squares += __shfl_xor_sync(~0u, squares, apart);
+      for (int apart = P::kOutputs / N / 2; apart > 0; apart /= 2) {
+        squares += __shfl_xor_sync(~0u, squares, N == 8 && apart == 4 ? 1 << kLanesShift : apart);
       }
       if (there && column_ == 0) squaresOfTile[row] = squares;
     }
@@ -275,9 +315,18 @@ class Part {
 
  private:
   // Where there are few rows, they are shared by more threads.
-  static constexpr int N = C::kRows <= 32 ? 4 : 8;
-  static_assert(C::kOutputs == 64 || C::kOutputs == 128);
-  static constexpr int kLanesShift = kPacksShift<C> + (N == 4);
+  static constexpr int N = P::kRows <= 32 ? 4 : 8;
+  static_assert(P::kOutputs == 64 || P::kOutputs == 128);
+  static constexpr int kLanesShift = kPacksShift<P> + (N == 4);
+
+  // Eight lanes that read 16 bytes each at a time, of 32 that belong to each, have all banks if they are of two rows,
+  // one even and one odd (sumsAt): so lanes 4 .. 7 change places with the first of the next row's.
+  static __device__ __forceinline__ int turnedThread(int lanesShift) {
+    const int thread = threadIdx.x;
+    if (N < 8) return thread;
+    const int differs = (thread >> 2 ^ thread >> lanesShift) & 1;
+    return thread ^ (differs << 2 | differs << lanesShift);
+  }
 
   // Past this SM's first cache: other blocks may have written them since the kernel began.
   __device__ __forceinline__ Raw<T, N> residualOf(int at) const {
@@ -286,24 +335,24 @@ class Part {
     const T* from = phase.residual + int64_t{row_ + at} * phase.residualStride + output_;
     return __ldcg(reinterpret_cast<const Raw<T, N>*>(from));
   }
-  // `times` N sums that follow one another, by one code; the last to `values`, those before to `others`. The sums
-  // of all blocks are asked for before the first is added.
+  // `times` N sums that follow one another, by one code; the last to `values`, those before to `others`. All
+  // terms are asked for before the first is added.
   __device__ __forceinline__ void load(const float* sums, int row, int at, int times, float (&others)[N],
                                        float (&values)[N]) const {
-    const int splits = tile_.share.splits;
+    const int terms = tile_.share.splits * P::kTerms;
 #pragma unroll 1
     for (int time = 0; time < times; time++) {
-      float of[C::kMostSplits][N];
+      float of[P::kMostTerms][N];
 #pragma unroll
-      for (int block = 0; block < C::kMostSplits; block++) {
+      for (int term = 0; term < P::kMostTerms; term++) {
 #pragma unroll
         for (int j = 0; j < N; j += 4) {
           float four[4] = {};
-          if (block < splits) {
-            loadFloats<4>(sums + sumsAt<C>(block * rows_ + row, at + time * N + j), four);
+          if (term < terms) {
+            loadFloats<4>(sums + sumsAt<P>(term * rows_ + row, at + time * N + j), four);
           }
 #pragma unroll
-          for (int i = 0; i < 4; i++) of[block][j + i] = four[i];
+          for (int i = 0; i < 4; i++) of[term][j + i] = four[i];
         }
       }
 #pragma unroll
@@ -312,9 +361,9 @@ class Part {
         values[i] = of[0][i];
       }
 #pragma unroll
-      for (int block = 1; block < C::kMostSplits; block++) {
+      for (int term = 1; term < P::kMostTerms; term++) {
 #pragma unroll
-        for (int i = 0; i < N; i++) values[i] += of[block][i];
+        for (int i = 0; i < N; i++) values[i] += of[term][i];
       }
     }
   }
@@ -333,6 +382,7 @@ template <class C>
 class Whole {
  public:
   static __device__ __forceinline__ bool suits(const Tile& tile) {
+    if (C::kHalved) return tile.phase.cut != Cut::HalfK;
     return tile.share.splits == 1 && !tile.phase.residual && !tile.phase.normed;
   }
 
@@ -378,6 +428,7 @@ class Whole {
     const float* scales = tile_.scales ? tile_.scales + tile_.row + t * 2 : nullptr;
 #pragma unroll
     for (int first = 0; first < C::kRows; first += 16) {
+      if (C::kHalved && first * 2 >= C::kRows && tile_.phase.cut == Cut::HalfRows) break;
       uint32_t packed[2];
 #pragma unroll
       for (int eight = 0; eight < 2; eight++) {
@@ -404,7 +455,7 @@ class Whole {
     const int shift = kPacksShift<C> - phase.gated;
     const int pack = threadIdx.x & ((1 << shift) - 1), first = threadIdx.x >> shift, step = C::kAdders >> shift;
     const int column = tile_.column() + pack * 8;
-    const int end = column < phase.columns ? min(C::kRows, tile_.work.rows - tile_.row) : 0;
+    const int end = column < phase.columns ? min(tile_.phase.tileRows, tile_.work.rows - tile_.row) : 0;
     const uint8_t* from = results + packAt(shift, first, pack);
     T* to = phase.out + int64_t{tile_.row + first} * phase.outStride + column;
 #pragma unroll 2
@@ -419,22 +470,24 @@ class Whole {
   float bias_[2];  // of gate and up, or of a thread's two outputs
 };
 
-// The sums of a tile become results.
-template <class C>
-__device__ __forceinline__ void finish(const float (&sums)[1][C::kRows / 2], Part<C>& part,
-                                       const Whole<C>& whole, const Tile& tile, float* handed, uint32_t summed,
-                                       uint32_t scaled) {
-  if (Whole<C>::suits(tile)) {
-    if (tile.scales) barrierWait(scaled, 0);
-    return whole.store(sums[0], reinterpret_cast<uint8_t*>(handed));
-  }
+// The half of the registers that sums of half a tile are in.
+template <int N>
+__device__ __forceinline__ float (&halfOf(float (&sums)[1][1][N]))[1][1][N / 2] {
+  return reinterpret_cast<float(&)[1][1][N / 2]>(sums);
+}
+
+// Sums of a tile that blocks may share become results.
+template <class P>
+__device__ __forceinline__ void finish(const float (&sums)[1][P::kRows / 2], Part<P>& part, const Tile& tile,
+                                       float* handed, uint32_t summed, uint32_t scaled) {
   part.loadResiduals();
   if (tile.share.splits == 1) {
-    if (!tile.first) syncAdders<C::kAdders>();
-    keepPairs<C>(sums[0], handed);
-    syncAdders<C::kAdders>();
+    if (!tile.first) syncAdders<P::kAdders>();
+    keepPairs<P>(sums[0], handed);
+    syncAdders<P::kAdders>();
   } else {
-    Sharing<C>(handed, summed, tile.share, partRows<C>(tile.phase)).send(sums[0]);
+    Sharing<P>(handed, summed, tile.share, partRows(tile.phase)).send(sums[0]);
+    if (P::kKeepsOwn) syncAdders<P::kAdders>();
     barrierWait(summed, 0);
   }
   if (tile.scales) barrierWait(scaled, 0);

@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
           for (int j = 0; j < C::kRows / 2; j++) sums[0][block][j] = 0.0f;
         }
         const auto addChain = [&](int steps) {
-          sumStages(ring, steps, chain);
+          sumStages<C>(ring, steps, chain, C::kWeightBytes);
 #pragma unroll
           for (int block = 0; block < C::kBlocks; block++) {
 #pragma unroll
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksOfSm)
         for (; i + kChain <= share.steps; i += kChain) addChain(kChain);
         for (; i < share.steps; i++) addChain(1);
       } else {
-        sumStages(ring, share.steps, sums);
+        sumStages<C>(ring, share.steps, sums, C::kWeightBytes);
       }
       if (work.splits == 1) storeSums<C>(sums[0], kept, work, results, tile);
     }

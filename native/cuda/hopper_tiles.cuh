@@ -10,7 +10,8 @@
 
 namespace millrace::cuda::hopper {
 
-constexpr int kWarpgroup = 128;
+// Threads, and the outputs of one product.
+constexpr int kWarpgroup = 128, kWarpgroupOutputs = 64;
 // Bytes of shared memory of an SM, and what of it the system takes for each block.
 constexpr int kSharedOfSm = 228 * 1024, kSharedOfBlock = 1024;
 // For the barriers of a ring of up to 16 stages; for the one for other blocks' sums, behind them.
@@ -213,11 +214,11 @@ __device__ __forceinline__ void fillRing(Ring<C> ring, const Tiles& work, const 
   }
 }
 
-// Sums the products of the next `count` stages, where x lies behind the weight. Those of 32 bytes of k
+// Sums the products of the next `count` stages, with kRows of x that lie at `x` in a stage. Those of 32 bytes of k
 // go to kSets sums in turn, and in the end the first of these has all.
-template <class C>
-__device__ __forceinline__ void sumStages(Ring<C>& ring, int count,
-                                          float (&sums)[C::kSets][C::kBlocks][C::kRows / 2]) {
+template <class C, class R>
+__device__ __forceinline__ void sumStages(Ring<R>& ring, int count,
+                                          float (&sums)[C::kSets][C::kBlocks][C::kRows / 2], uint32_t x) {
   const int group = threadIdx.x / kWarpgroup;
   // Returns the stage.
   const auto multiply = [&](bool starts) {
@@ -229,7 +230,7 @@ __device__ __forceinline__ void sumStages(Ring<C>& ring, int count,
 #pragma unroll
     for (int block = 0; block < C::kBlocks; block++) {
       const uint64_t a = rowsOf128Bytes(stage + (group * C::kBlocks + block) * 64 * kTileWidth);
-      const uint64_t b = rowsOf128Bytes(stage + C::kWeightBytes);
+      const uint64_t b = rowsOf128Bytes(stage + x);
 #pragma unroll
       for (int k = 0; k < kTileWidth / 32; k++) {  // 32 bytes on: 2 in a descriptor's address
         Products<typename C::T, C::kRows>::add(sums[k % C::kSets][block], a + 2 * k, b + 2 * k,
