@@ -21,6 +21,9 @@ namespace {
 
 constexpr int kPhaseBarrierBytes = 4 * 8 * kChainPhases;
 
+// Of two blocks that share a tile the first finishes so many rows.
+constexpr int partRowsOf(int tileRows) { return (tileRows / 2 + 7) / 8 * 8; }
+
 template <int kRows_, int kWarpgroups_>
 struct Config {
   using T = hopper::chain::T;
@@ -39,7 +42,8 @@ struct Config {
   static constexpr int kWeightBytes = kOutputs * kTileWidth;
   static constexpr int kStageBytes = kWeightBytes + kRows * kTileWidth;
   // Sums, or results, on their way to where they are stored; not in the ring, which is full of what comes next.
-  static constexpr int kHandedBytes = kRows * kOutputs * (kHalved ? 2 : 4);
+  static constexpr int kHandedBytes = kHalved ? std::max(kRows * kOutputs * 2, 4 * partRowsOf(kRows / 2) * kWarpgroupOutputs * 4)
+                                              : kRows * kOutputs * 4;
   // Of all rows, and of those that a last tile has past them.
   static constexpr int kScaleBytes = (kChainMaxRows + kRows) * 4;
   static constexpr int kSpareBytes = kRingBarrierBytes + kPhaseBarrierBytes + kHandedBytes + kScaleBytes +
@@ -49,6 +53,14 @@ struct Config {
   static constexpr int kSharedBytes = kStages * kStageBytes + kSpareBytes;
   static_assert(kStages >= 4);
 };
+
+// What other blocks send this one of their sums.
+template <class P>
+__device__ __forceinline__ int sentBytes(const Work& work, const Phase& phase) {
+  const Share share = shareOf(work, phase);
+  const int begin = share.split * phase.partRows, end = min(begin + phase.partRows, phase.tileRows);
+  return (end - begin) * P::kOutputs * 4 * P::kTerms * (share.splits - P::kKeepsOwn);
+}
 
 // ---------------------------------------------------------------- the kernel
 
@@ -74,8 +86,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
       barrierInit(told + 8 * p, 1);
       barrierInit(scaled + 8 * p, kScalers);
       barrierInit(summed + 8 * p, 1);
-      const int kept = C::Parts::kKeepsOwn ? C::kHandedBytes >> work.phases[p].splitShift : 0;
-      barrierExpect(summed + 8 * p, C::kHandedBytes - kept);
+      barrierExpect(summed + 8 * p, sentBytes<typename C::Parts>(work, work.phases[p]));
     }
     barrierInitFence();
   }
@@ -144,9 +155,8 @@ __global__ void __launch_bounds__(C::kThreads, 1) hopperChainKernel(const __grid
       if (!phase.scaled || share.tile >= phase.tiles) continue;
       // Of the rows whose results this block stores: with more than one tile that may be any.
       const bool oneTile = share.tile + share.tilesAtOnce >= phase.tiles;
-      const int part = partRows(phase);
-      const int begin = oneTile ? placeOf(phase, share.tile).row + share.split * part : 0;
-      const int end = oneTile ? min(begin + part, work.rows) : work.rows;
+      const int begin = oneTile ? placeOf(phase, share.tile).row + share.split * phase.partRows : 0;
+      const int end = oneTile ? min(begin + phase.partRows, work.rows) : work.rows;
       barrierWait(entered + 8 * p, 0);
 #pragma unroll 1
       for (int row = begin + own; row < end; row += 32 * kScalers) {
@@ -292,6 +302,7 @@ Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
     to.tiles = static_cast<int>(divideUp(from.n, to.tileOutputs)) * to.rowTiles;
     const int most = std::min(cluster, P::kMostTerms / P::kTerms);
     to.splitShift = C::kHalved && !halves ? 0 : splitShiftOf(to.tiles, to.steps, most, blocks);
+    to.partRows = C::kHalved && to.splitShift == 1 ? partRowsOf(to.tileRows) : to.tileRows >> to.splitShift;
     to.arrivals = std::min(to.tiles << to.splitShift, blocks);
     to.parts = p > 0 ? static_cast<int>(divideUp(chain.phases[p - 1].n, work.phases[p - 1].tileOutputs)) : 0;
     to.gated = from.gated;

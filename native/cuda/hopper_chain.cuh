@@ -31,6 +31,7 @@ struct Phase {
   unsigned int perRowTile;  // 2^32 / rowTiles, rounded up: a division takes 60 instructions
   int tiles;      // of results, row tiles of the same outputs one after the other
   int splitShift;  // 2 to this power blocks of a cluster share a sum over k
+  int partRows;    // that a block finishes of a tile; the last may have less
   int arrivals;   // blocks that have a part in it
   int parts;      // sums of squares in a row of the phase before
   bool gated, scaled;
@@ -91,9 +92,6 @@ __device__ __forceinline__ Place placeOf(const Phase& phase, int tile) {
   return {(tile - outputs * phase.rowTiles) * phase.tileRows, outputs * phase.tileOutputs};
 }
 
-// Rows that a block finishes of a tile.
-__device__ __forceinline__ int partRows(const Phase& phase) { return phase.tileRows >> phase.splitShift; }
-
 // A tile's place in the results, and what its sums are to become.
 struct Tile : Place {
   const Work& work;
@@ -102,6 +100,10 @@ struct Tile : Place {
   bool first;  // of the block's in this phase: nothing of another is read any more
   const float* scales;  // null: as they are
   float* squares;
+  // Behind the rows that this block finishes.
+  __device__ __forceinline__ int endOfPart() const {
+    return min(row + min(phase.partRows * (share.split + 1), phase.tileRows), work.rows);
+  }
   __device__ __forceinline__ float scaleOf(int row) const { return scales ? scales[row] : 1.0f; }
   // The first column of the results: a gate and its up are one.
   __device__ __forceinline__ int column() const { return phase.gated ? output / 2 : output; }
@@ -126,7 +128,7 @@ struct Halved {
   static constexpr int kRows = C::kRows / 2, kOutputs = kWarpgroupOutputs;
   static constexpr int kAdders = C::kAdders, kBlocks = C::kBlocks, kSets = C::kSets;
   static constexpr int kTerms = 2, kMostTerms = 4;
-  static constexpr bool kRagged = kRows / 2 % 8 != 0;
+  static constexpr bool kRagged = false;
   static constexpr int kTurns = 1;
   // Half of the sums are the block's own: these are not sent but stored.
   static constexpr bool kKeepsOwn = true;
@@ -213,7 +215,8 @@ class Sharing {
       const int eight = kTurn % kTurns * kTurnRows + in;
       const int row = eight + static_cast<int>(threadIdx.x) % 4 * 2;
       // Parts of less than eight rows divide eight; of whole eights all lanes send to the same block.
-      const int of = (P::kRagged || part_ < 8 ? row : eight) * share_.splits / P::kRows;
+      const int of = P::kTerms == 2 ? eight >= part_
+                                    : (P::kRagged || part_ < 8 ? row : eight) * share_.splits / P::kRows;
       const uint32_t there = blockAddress(here_, share_.firstBlock + of);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
@@ -243,14 +246,14 @@ class Part {
   // Biases and the norm's weights are on their way from here on.
   __device__ __forceinline__ explicit Part(const Tile& tile)
       : tile_(tile),
-        rows_(partRows(tile.phase)),
+        rows_(tile.phase.partRows),
         lanesShift_(kLanesShift - tile.phase.gated),
         column_((turnedThread(lanesShift_) & ((1 << lanesShift_) - 1)) * N),
         output_(tile.column() + column_),
         first_(turnedThread(lanesShift_) >> lanesShift_),
         step_(P::kAdders >> lanesShift_),
         row_(tile.row + tile.share.split * rows_ + first_),
-        rowsHere_(output_ < tile.phase.columns ? min(rows_ - first_, tile.work.rows - row_) : 0) {
+        rowsHere_(output_ < tile.phase.columns ? tile.endOfPart() - row_ : 0) {
     const Phase& phase = tile.phase;
 #pragma unroll
     for (int i = 0; i < N; i++) bias_[i] = more_[i] = 0.0f;
@@ -486,7 +489,7 @@ __device__ __forceinline__ void finish(const float (&sums)[1][P::kRows / 2], Par
     keepPairs<P>(sums[0], handed);
     syncAdders<P::kAdders>();
   } else {
-    Sharing<P>(handed, summed, tile.share, partRows(tile.phase)).send(sums[0]);
+    Sharing<P>(handed, summed, tile.share, tile.phase.partRows).send(sums[0]);
     if (P::kKeepsOwn) syncAdders<P::kAdders>();
     barrierWait(summed, 0);
   }
