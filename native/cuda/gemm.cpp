@@ -213,6 +213,7 @@ struct Gemm::Kind {
   std::vector<Algorithm> proposals(int count, int most, bool hopper) {
     std::vector<Algorithm> list;
     for (const size_t limit : kWorkspaceLimits) {
+      if (product.best) break;
       for (const auto& algo : candidates(count, limit, most)) {
         const auto same = [&](const Algorithm& other) {
           return std::memcmp(&other.library, &algo, sizeof(algo)) == 0;

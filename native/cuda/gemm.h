@@ -23,11 +23,14 @@ struct Product {
   int64_t xStride, residualStride, outStride;  // elements
   int alignment;  // bytes, of all pointers, at most 16
   bool freshWeight = false;  // the kernel before the product may write the weight
+  // Instead of float32 results `out` has the best of every kBestWidth of a row, as `takeBest` wants them. Only our
+  // own kernel does that: such a product may have no algorithm (seconds is 0 then).
+  bool best = false;
   friend bool operator==(const Product& a, const Product& b) {
     return a.n == b.n && a.k == b.k && a.elem == b.elem && a.fp8 == b.fp8 && a.floatOut == b.floatOut &&
            a.residual == b.residual && a.bias == b.bias && a.xStride == b.xStride &&
            a.residualStride == b.residualStride && a.outStride == b.outStride &&
-           a.alignment == b.alignment && a.freshWeight == b.freshWeight;
+           a.alignment == b.alignment && a.freshWeight == b.freshWeight && a.best == b.best;
   }
 };
 

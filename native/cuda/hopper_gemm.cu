@@ -156,7 +156,8 @@ void launchTiles(const Product& product, const ProductCall& call, const HopperTi
   const Results results = {call.weightScales, call.xScales, product.bias ? call.biasFloats : nullptr,
                            product.residual ? call.residual : nullptr, call.out,
                            product.residualStride, product.outStride,
-                           product.floatOut ? Elem::F32 : product.elem};
+                           product.floatOut ? Elem::F32 : product.elem,
+                           product.best ? static_cast<BestKey*>(call.out) : nullptr};
   launchCluster("hopperGemm", hopperGemmKernel<C>, dim3(blocks), tiles.splits,
                 C::kThreads, C::kSharedBytes, stream, weights, x, work, results);
 }

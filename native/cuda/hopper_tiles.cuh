@@ -4,6 +4,7 @@
 // kStageBytes; for sumStages T, kWeightBytes and kSets; for storeSums kKeptRows (rows that are turned
 // around at a time, a multiple of eight).
 #pragma once
+#include "best_key.cuh"
 #include "elements.h"
 #include "hopper.cuh"
 #include "launch.h"
@@ -63,6 +64,8 @@ struct Results {
   void* out;
   int64_t residualStride, outStride;
   Elem elem;
+  // Not null: the best of every kBestWidth outputs is wanted instead of all, [rows, bestsOf(n)].
+  BestKey* bests = nullptr;
 };
 
 // N of the floats, if there are any.
@@ -100,8 +103,25 @@ __device__ __forceinline__ void store8(Elem elem, void* to, int64_t at, const fl
   }
 }
 
-__device__ __forceinline__ void finish(const Results& results, int64_t row, int output,
-                                       float (&values)[8]) {
+// By eight threads that follow one another, of which each has eight outputs of a row: the best of all.
+__device__ __forceinline__ void storeBest(const Results& results, int64_t row, int n, int output,
+                                          const float (&values)[8]) {
+  Best best;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    if (output < n) best.offer(values[i], output + i);
+  }
+  BestKey key = best.key();
+#pragma unroll
+  for (int apart = 1; apart < 8; apart *= 2) {
+    key = max(key, __shfl_xor_sync(0xffu << (threadIdx.x & 24), key, apart));
+  }
+  if (threadIdx.x % 8 > 0 || output >= n) return;  // a tile may end past the last outputs
+  results.bests[row * bestsOf(n) + output / kBestWidth] = key;
+}
+
+// Scales, biases and residuals.
+__device__ __forceinline__ void complete(const Results& results, int64_t row, int output, float (&values)[8]) {
   if (results.weightScales) {
     float scales[8];
     loadFloats<8>(results.weightScales + output, scales);
@@ -113,7 +133,6 @@ __device__ __forceinline__ void finish(const Results& results, int64_t row, int 
   if (results.residual) {
     add8(results.elem, results.residual, row * results.residualStride + output, values);
   }
-  store8(results.elem, results.out, row * results.outStride + output, values);
 }
 
 // Dynamic shared memory from where swizzled tiles may lie; kernels ask for 1024 bytes more than these.
@@ -368,10 +387,14 @@ __device__ __forceinline__ void finishSums(const float* from, int splits, int co
   constexpr int kThreads = kWarpgroup * C::kWarpgroups, kPacks = C::kOutputs / 8;
   for (int item = threadIdx.x; item < count * kPacks; item += kThreads) {
     const int row = item / kPacks, column = item % kPacks * 8;
-    if (firstRow + row >= work.rows || firstOutput + column >= work.n) continue;
+    const bool there = firstOutput + column < work.n;
+    if (firstRow + row >= work.rows || !(there || results.bests)) continue;
+    const int64_t at = firstRow + row;
     float values[8];
     loadSums<C>(from, splits, row, column, values);
-    finish(results, firstRow + row, firstOutput + column, values);
+    if (there) complete(results, at, firstOutput + column, values);
+    if (results.bests) storeBest(results, at, work.n, firstOutput + column, values);
+    else store8(results.elem, results.out, at * results.outStride + firstOutput + column, values);
   }
 }
 

@@ -214,6 +214,7 @@ struct SamplingNeeds {
   bool draw;       // any temperature > 0
   bool filter;     // any top_k, top_p, min_p
   bool logprobs;   // any logprobs >= 0 or targets >= 0
+  bool onlyBest() const { return !adjust && !draw && !logprobs; }
 };
 struct SamplingOutputs {
   int* tokens;       // [R]
@@ -229,5 +230,13 @@ size_t samplingScratchBytes(int vocab, int maxRows);
 void sample(float* logits, int64_t stride, int vocab, int rows, const SamplingInputs& in,
             const SamplingNeeds& needs, const SamplingOutputs& out, void* scratch,
             cudaStream_t stream);
+
+// The same for a step that needs none of this, whose product has left the best of every kBestWidth tokens
+// instead of logits: bests [rows, bestsOf(vocab)], of best_key.cuh.
+using BestKey = unsigned long long;
+constexpr int kBestWidth = 64;
+constexpr int bestsOf(int vocab) { return (vocab + kBestWidth - 1) / kBestWidth; }
+void takeBest(const BestKey* bests, int vocab, int rows, const SamplingInputs& in, const SamplingOutputs& out,
+              cudaStream_t stream);
 
 }  // namespace millrace::cuda

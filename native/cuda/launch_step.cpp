@@ -110,6 +110,7 @@ void Runner::launch(Slot& slot, const Batch& batch, int bucket) {
     if (group.firstRow % limits_.rowTile == 0) {
       const int tile = std::min(limits_.rowTile, rows - group.firstRow);
       if (bucket == 0) runRows(group.firstRow, tile);
+      if (head_) runHead(tile);
       if (limits_.keepLogits) fetchLogits(slot, group.firstRow, tile);
     }
     sampleGroup(slot, group);
@@ -142,14 +143,23 @@ void Runner::copyBlocksOfStep() {
   }
 }
 
-void Runner::runTokens(int tokens) { runList(program_.tokenOps, tokens, nullptr); }
-
-void Runner::runRows(int firstRow, int rows) {
-  runList(program_.rowOps, rows, stagedInts(staging().layout().rows) + firstRow);
+void Runner::runTokens(int tokens) {
+  runList(program_.tokenOps, program_.tokenOps.size(), tokens, nullptr);
 }
 
-void Runner::runList(const List& ops, int rows, const int* rowTokens) {
-  for (size_t i = 0; i < ops.size();) {
+void Runner::runRows(int firstRow, int rows) {
+  const List& ops = program_.rowOps;
+  runList(ops, ops.size() - (head_ ? 1 : 0), rows, stagedInts(staging().layout().rows) + firstRow);
+}
+
+void Runner::runHead(int rows) {
+  if (takesBest(rows)) multiply(*head_, head_->best, rows);
+  else linear(*head_, rows);
+  mark(static_cast<int>(head_->kind));
+}
+
+void Runner::runList(const List& ops, size_t count, int rows, const int* rowTokens) {
+  for (size_t i = 0; i < count;) {
     const Instruction& op = ops[i];
     const ChainTiles* tiles = chainTilesOf(op, rows);
     int done = 1;
@@ -220,10 +230,14 @@ void Runner::linear(const Instruction& op, int rows) {
     if (int4Takes(call, rows)) return int4Linear(elem_, call, rows, stream_);
     int4Dequantize(elem_, call.weight, at(map_.int4Wide), stream_);
   }
+  multiply(op, op.product, rows);
+}
+
+void Runner::multiply(const Instruction& op, int id, int rows) {
   if (weights_.isFp8(op.weight) && !op.fromFp8) {
     fp8Quantize(elem_, matrix(op.x), rows, fp8Rows(op.x.width), stream_);
   }
-  gemm_.run(op.product, productCall(op), rows, stream_);
+  gemm_.run(id, productCall(op), rows, stream_);
 }
 
 QkvStore Runner::storeCall(const Instruction& op) const {
@@ -297,11 +311,16 @@ void Runner::sampleGroup(Slot& slot, const RaggedGroup& group) {
   const int inTile = group.firstRow % limits_.rowTile;
   const RaggedGroup& last = staging.groups().back();
   const int allRows = last.firstRow + last.rows;
-  sample(static_cast<float*>(logits.data) + inTile * logits.stride, logits.stride, vocab(),
-         group.rows,
-         staging.sampling(at(map_.staging[slot_]), group, at(map_.ragged),
-                          reinterpret_cast<float*>(at(map_.saved))),
-         staging.needs(), outputsOf(group.firstRow, allRows), at(map_.samplingScratch), stream_);
+  const SamplingInputs in = staging.sampling(at(map_.staging[slot_]), group, at(map_.ragged),
+                                             reinterpret_cast<float*>(at(map_.saved)));
+  const SamplingOutputs out = outputsOf(group.firstRow, allRows);
+  // Without penalties and biases a tile is one group.
+  if (takesBest(group.rows)) {
+    takeBest(static_cast<BestKey*>(logits.data), vocab(), group.rows, in, out, stream_);
+  } else {
+    sample(static_cast<float*>(logits.data) + inTile * logits.stride, logits.stride, vocab(), group.rows, in,
+           staging.needs(), out, at(map_.samplingScratch), stream_);
+  }
   mark(Profile::kSample);
 }
 

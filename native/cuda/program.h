@@ -51,6 +51,7 @@ struct Instruction {
   bool normalize = false;
   float eps = 0, scale = 0;
   int product = -1;  // Linear: id in Gemm, set by the runner
+  int best = -1;     // of the product that leaves the best logits only, likewise
   bool toFp8 = false;    // RmsNorm, SiluMul: `out` is the fp8 rows instead; see fp8_plan.h
   bool fromFp8 = false;  // Linear: the fp8 rows are x already
   int chained = 0;       // instructions from this one on that one kernel may do; see chain_plan.h

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "hopper.h"
+#include "hopper_gemm.h"
 #include "launch.h"
 
 namespace millrace::cuda {
@@ -52,6 +54,7 @@ Runner::Runner(const RunnerConfig& config, const std::function<void(double)>& pr
   overlapLaunches = overlap_;
   for (int i : {0, 1}) slots_[i] = std::make_unique<Slot>(*this, i);
   makeLayers();
+  head_ = findHead();
   const auto clear = [&](const DeviceMemory& memory, size_t offset, size_t bytes) {
     if (bytes > 0) check(cudaMemsetAsync(memory.data() + offset, 0, bytes, stream_), "cudaMemset");
   };
@@ -111,15 +114,21 @@ void Runner::makeProducts(const std::function<void(double)>& progress) {
       const auto stride = [&](const Operand& operand) {
         return operand ? program_.buffers[operand.buffer].stride : 0;
       };
-      op.product = gemm_.add({weight.n, weight.k, elem_, weight.fp8,
-                              floatOut && elem_ != Elem::F32, static_cast<bool>(op.residual),
-                              op.bias >= 0, weight.fp8 ? fp8Rows(weight.k).stride : stride(op.x),
-                              stride(op.residual), stride(op.out),
-                              commonAlignment({weight.fp8 ? 0 : bytes(op.x, false),
-                                               bytes(op.residual, false), bytes(op.out, floatOut)}),
-                              weights_.isInt4(op.weight)});
-      Use& use = uses[op.product];
+      Product product = {weight.n, weight.k, elem_, weight.fp8,
+                         floatOut && elem_ != Elem::F32, static_cast<bool>(op.residual),
+                         op.bias >= 0, weight.fp8 ? fp8Rows(weight.k).stride : stride(op.x),
+                         stride(op.residual), stride(op.out),
+                         commonAlignment({weight.fp8 ? 0 : bytes(op.x, false),
+                                          bytes(op.residual, false), bytes(op.out, floatOut)}),
+                         weights_.isInt4(op.weight)};
+      op.product = gemm_.add(product);
       const int rows = list == &program_.tokenOps ? limits_.maxTokens : limits_.rowTile;
+      if (&op == head_) {
+        product.best = true;
+        op.best = gemm_.add(product);
+        uses[op.best] = {{productCall(op)}, weight.fp8 ? matrix(op.x) : Matrix{}, std::min(rows, kHopperMaxRows)};
+      }
+      Use& use = uses[op.product];
       // Where tokens are multiplied, too, a tile of wanted rows has no room for that many.
       if (rows < use.maxRows) continue;
       use.maxRows = rows;
@@ -159,6 +168,22 @@ Runner::ProductTimes Runner::productTimes(int rows) const {
     }
   }
   return sum;
+}
+
+const Instruction* Runner::findHead() const {
+  const Instruction& last = program_.rowOps.back();
+  const bool own = hopperAvailable() && elem_ != Elem::F32 && !limits_.keepLogits;
+  return own && last.kind == OpKind::Linear && last.out == program_.logits && !weights_.isInt4(last.weight)
+             ? &last
+             : nullptr;
+}
+
+bool Runner::takesBest(int rows) const {
+  if (!head_ || !staging().needs().onlyBest()) return false;
+  const double best = gemm_.seconds(head_->best, rows);
+  // The logits are read once more, about as fast as memory is, by a launch of its own.
+  const double scan = 2e-6 + size_t(rows) * vocab() * 4 / 4e12;
+  return best > 0 && best < gemm_.seconds(head_->product, rows) + scan;
 }
 
 // One prompt through everything that a step may launch: the driver loads code when it is first
@@ -212,6 +237,16 @@ void Runner::warmUp() {
   b.queryStart = {single, 2};
   b.contextLens = {single + 1, 1};
   b.rows = {single, 1};
+  step();
+  // The best alone.
+  const float greedy[1] = {0}, none[1] = {1}, never[1] = {0};
+  const int32_t nothing[2] = {0, 0}, off[1] = {-1};
+  b.temperature = b.presencePenalty = b.frequencyPenalty = {greedy, 1};
+  b.repetitionPenalty = {none, 1};
+  b.historyStart = b.biasStart = {nothing, 2};
+  b.historyTokens = b.historyCounts = b.biasTokens = {off, 0};
+  b.biasValues = {never, 0};
+  b.logprobs = {off, 1};
   step();
   eager_ = eager;
   previousRows_ = 0;

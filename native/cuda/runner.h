@@ -100,15 +100,20 @@ class Runner {
   // Everything of a step from its tokens to the wanted rows, and of these to their logits.
   void runTokens(int tokens);
   void runRows(int firstRow, int rows);
-  void runList(const List& ops, int rows, const int* rowTokens);
+  void runHead(int rows);
+  void runList(const List& ops, size_t count, int rows, const int* rowTokens);
   void execute(const Instruction& op, int rows, const int* rowTokens);
   void linear(const Instruction& op, int rows);
+  void multiply(const Instruction& op, int id, int rows);
   QkvStore storeCall(const Instruction& op) const;
   // Of the instruction `i`, where it is one that the attention after it does, too.
   std::optional<QkvStore> storeOfAttention(const List& ops, size_t i) const;
   // store: what attention is to store first; null if that is done.
   void attend(const Instruction& op, int rows, const QkvStore* store);
   void mixture(const Instruction& op, int rows);
+  const Instruction* findHead() const;
+  // Whether it leaves the best only, of this many rows of the step.
+  bool takesBest(int rows) const;
   void sampleGroup(Slot& slot, const RaggedGroup& group);
   void fetchLogits(Slot& slot, int firstRow, int rows);
   void requireAlive() const;
@@ -141,6 +146,9 @@ class Runner {
   bool eager_, profiling_;
   std::vector<AttentionShape> shapes_;
   Program program_;
+  // The product that makes logits, where it may leave the best of them instead; null where it never does. What it
+  // does depends on the step's requests, so it is in no graph.
+  const Instruction* head_ = nullptr;
   MemoryMap map_;
   size_t freeBefore_, overhead_ = 0;
   bool overlap_;  // kernels may be set up while those before them end

@@ -27,17 +27,9 @@ __global__ void __launch_bounds__(kThreads) scanTiles(Step step, int tilesEach) 
   const int end = min(step.scratch.tiles, (part + 1) * tilesEach);
   for (int t = part * tilesEach + threadIdx.x / 32; t < end; t += kWarps) {
     const Tile tile(row, t, lane);
-    float best = negativeInfinity();
-    int bestId = 0;
-    bool usable = true;
-    tile.each(row, t, lane, [&](float value, int id) {
-      usable &= value < -negativeInfinity();  // false for NaN too
-      if (value > best) {
-        best = value;
-        bestId = id;
-      }
-    });
-    const u64 key = warpMax(usable ? greedyKey(best, bestId) : kUnusable);
+    Best best;
+    tile.each(row, t, lane, [&](float value, int id) { best.offer(value, id); });
+    const u64 key = warpMax(best.key());
     if (lane == 0) step.scratch.tileKeys[size_t(r) * step.scratch.tiles + t] = key;
   }
 }
@@ -57,6 +49,31 @@ __device__ int restBinOf(float topP, int vocab) {
   return bound > -18 ? binOf(keyOf(float(bound))) + 1 : kBins;
 }
 
+__device__ bool usable(u64 best) { return best != kUnusable && valueOfKey(best) > negativeInfinity(); }
+
+// What is known of a row once its best token is, without logprobs.
+__device__ void writeBest(const SamplingInputs& in, const SamplingOutputs& out, int r, u64 best) {
+  const int i = threadIdx.x;
+  if (i < kTopList) {
+    out.topTokens[r * kTopList + i] = -1;
+    out.topLogprobs[r * kTopList + i] = __int_as_float(0x7fc00000);
+  }
+  if (i > 0) return;
+  out.tokens[r] = !usable(best) ? -1 : in.targets[r] >= 0 ? in.targets[r] : idOfKey(best);
+  out.logprobs[r] = __int_as_float(0x7fc00000);
+  out.ranks[r] = 0;
+}
+
+__global__ void __launch_bounds__(kThreads) takeBestOfRows(const BestKey* bests, int count, SamplingInputs in,
+                                                          SamplingOutputs out) {
+  waitForPrevious();
+  __shared__ BlockScratch block;
+  const int r = blockIdx.x;
+  u64 own = 0;
+  for (int i = threadIdx.x; i < count; i += kThreads) own = max(own, bests[size_t(r) * count + i]);
+  writeBest(in, out, r, blockMax(own, block));
+}
+
 __global__ void __launch_bounds__(kThreads) decideRows(Step step, bool draws, bool filters) {
   waitForPrevious();
   __shared__ BlockScratch block;
@@ -70,18 +87,9 @@ __global__ void __launch_bounds__(kThreads) decideRows(Step step, bool draws, bo
     own = keys[t] > own ? keys[t] : own;
   }
   const u64 best = blockMax(own, block);
-  const bool usable = best != kUnusable && valueOfKey(best) > negativeInfinity();
   const float temperature = in.temperature[r];
-  const bool drawn = usable && draws && in.targets[r] < 0 && temperature != 0.0f;
-  if (i < kTopList) {
-    step.out.topTokens[r * kTopList + i] = -1;
-    step.out.topLogprobs[r * kTopList + i] = __int_as_float(0x7fc00000);
-  }
-  if (i == 0) {
-    step.out.tokens[r] = !usable ? -1 : in.targets[r] >= 0 ? in.targets[r] : idOfKey(best);
-    step.out.logprobs[r] = __int_as_float(0x7fc00000);
-    step.out.ranks[r] = 0;
-  }
+  const bool drawn = usable(best) && draws && in.targets[r] < 0 && temperature != 0.0f;
+  writeBest(in, step.out, r, best);
   RowState& state = step.scratch.states[r];
   if (!drawn) {
     if (i == 0) state.kind = Kind::Done;
@@ -320,6 +328,13 @@ void sample(float* logits, int64_t stride, int vocab, int rows, const SamplingIn
   if (!needs.logprobs) return;
   if (needs.adjust) restoreLogits(step, stream);
   writeLogprobs(step, tilesEach, stream);
+}
+
+void takeBest(const BestKey* bests, int vocab, int rows, const SamplingInputs& in, const SamplingOutputs& out,
+              cudaStream_t stream) {
+  using namespace sampling;
+  if (rows == 0) return;
+  launch("sampling best", takeBestOfRows, dim3(rows), kThreads, 0, stream, bests, bestsOf(vocab), in, out);
 }
 
 }  // namespace millrace::cuda

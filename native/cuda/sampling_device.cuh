@@ -4,6 +4,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "best_key.cuh"
 #include "kernels.h"
 
 namespace millrace::cuda::sampling {
@@ -22,7 +23,6 @@ constexpr int kMaxVocab = 1 << kIdBits;
 constexpr int kMaxTiles = kMaxVocab / kTile + 1;
 constexpr int kTopList = 20;       // MAX_LOGPROBS of src/backend/backend.ts
 constexpr unsigned kLowestKey = 0x41b00000;  // keyOf(-22): what is below weighs nothing
-constexpr u64 kUnusable = ~0ull;
 
 // Rows need not be aligned to 16 bytes: a row's tiles start at the aligned address before it.
 inline int tilesOf(int vocab) { return (vocab + 3 + kTile - 1) / kTile; }
@@ -50,7 +50,7 @@ struct RowState {
 
 struct Scratch {
   RowState* states;      // [rows]
-  u64* tileKeys;         // [rows, tiles] greedyKey of the tile's best, kUnusable with NaN or +inf
+  u64* tileKeys;         // [rows, tiles] of the tile's best
   u64* tileSums;         // [rows, tiles] sums of kept weights
   u64* binWeights;       // [rows, kBins]
   unsigned* binCounts;   // [rows, kBins]
@@ -129,19 +129,6 @@ struct Tile {
 };
 
 // ---------------------------------------------------------------- numbers
-
-// Ordered as the floats are.
-__device__ inline unsigned orderedBits(float x) {
-  const unsigned bits = __float_as_uint(x == 0 ? 0.0f : x);  // -0 equals 0
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-__device__ inline float fromOrdered(unsigned bits) {
-  return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
-}
-// The greatest key is the highest value with the lowest id.
-__device__ inline u64 greedyKey(float x, int id) { return u64(orderedBits(x)) << 32 | unsigned(~id); }
-__device__ inline float valueOfKey(u64 key) { return fromOrdered(unsigned(key >> 32)); }
-__device__ inline int idOfKey(u64 key) { return int(~unsigned(key)); }
 
 __device__ inline float scaled(float x, float max, float temperature) {
   return __fdiv_rn(__fsub_rn(x, max), temperature);

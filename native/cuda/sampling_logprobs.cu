@@ -10,11 +10,11 @@ __device__ bool wants(const SamplingInputs& in, int row) {
   return in.logprobs[row] >= 0 || in.targets[row] >= 0;
 }
 
-// Best greedyKey of a tile, of those below `below`.
+// Best bestKey of a tile, of those below `below`.
 __device__ u64 bestOf(const Row& row, const Tile& tile, int index, int lane, u64 below) {
   u64 best = 0;
   tile.each(row, index, lane, [&](float value, int id) {
-    const u64 key = greedyKey(value, id);
+    const u64 key = bestKey(value, id);
     if (id >= 0 && id < row.vocab && key < below && key > best) best = key;
   });
   return warpMax(best);
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) logprobRows(Step step) {
   const size_t first = size_t(r) * tiles;
   u64 top = 0, above = 0;
   for (int t = threadIdx.x; t < tiles; t += kThreads) {
-    const u64 key = greedyKey(step.scratch.tileExps[first + t].x, 0);
+    const u64 key = bestKey(step.scratch.tileExps[first + t].x, 0);
     top = key > top ? key : top;
     above += step.scratch.tileAbove[first + t];
     keys[t] = step.scratch.tileKeys[first + t];

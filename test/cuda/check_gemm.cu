@@ -70,6 +70,48 @@ Product productOf(const Shape& shape, Elem elem, int64_t xStride, int64_t residu
           shape.bias,    xStride,    residualStride, outStride, 16, false};
 }
 
+// The same product that leaves the best of every kBestWidth outputs, beside its results. Biases of some outputs
+// make logits of them that no token may be chosen by.
+void checkBest(Product product, ProductCall call, const HopperTiles& tiles, int rows, std::vector<float> biases,
+               const std::string& name) {
+  if (product.bias) {
+    biases[biases.size() / 2] = INFINITY;
+    biases[biases.size() / 3] = NAN;
+    biases[0] = -INFINITY;
+  }
+  const Device bias(biases);
+  call.biasFloats = bias.as<float>();
+  const Rows out(Elem::F32, rows, product.n, product.outStride);
+  call.out = out.matrix().data;
+  hopperGemm(product, call, tiles, rows, nullptr);
+  const int count = bestsOf(product.n);
+  const Device bests(size_t(rows) * count * sizeof(BestKey));
+  product.best = true;
+  call.out = bests.as();
+  hopperGemm(product, call, tiles, rows, nullptr);
+  const auto values = out.device.download<float>();
+  const auto got = bests.download<BestKey>();
+  int wrong = 0, unusable = 0;
+  for (int r = 0; r < rows; r++) {
+    for (int group = 0; group < count; group++) {
+      int best = group * kBestWidth;
+      bool usable = true;
+      for (int o = best; o < std::min(product.n, (group + 1) * kBestWidth); o++) {
+        const float value = values[r * product.outStride + o];
+        usable = usable && value < INFINITY;
+        if (value > values[r * product.outStride + best]) best = o;
+      }
+      const BestKey key = got[size_t(r) * count + group];
+      const float value = values[r * product.outStride + best];
+      unusable += !usable;
+      if (!usable) wrong += key != ~0ull;
+      else if (value > -INFINITY) wrong += int(~unsigned(key)) != best;
+    }
+  }
+  const bool seen = !product.bias || unusable > 0;
+  report(name + ", the best", wrong + !seen, 0, seen ? "" : "(nothing unusable)");
+}
+
 void checkShape(const Shape& shape, Elem elem, const std::vector<int>& rowCounts) {
   const Factor weight(elem, shape.fp8, shape.n, shape.k, shape.k);
   std::vector<float> biases(shape.n);
@@ -136,6 +178,7 @@ void checkShape(const Shape& shape, Elem elem, const std::vector<int>& rowCounts
                                (shape.residual ? " +r" : "") + (shape.bias ? " +b" : "") + ": " +
                                describe(tiles);
       report(name, gaps ? worst : INFINITY, 1, gaps ? "" : "(wrote between rows)");
+      if (shape.floatOut) checkBest(product, call, tiles, rows, biases, name);
     }
   }
 }

@@ -586,6 +586,46 @@ void timeAll() {
   check(cudaStreamDestroy(stream), "stream");
 }
 
+// Rows of which a product has left the best of every kBestWidth logits: beside a look at all of them.
+bool checkBest(int vocab, int rows, Random& random) {
+  const int count = bestsOf(vocab);
+  std::vector<BestKey> bests(size_t(rows) * count, 0);
+  std::vector<int> targets(rows), wanted(rows);
+  const auto keyOf = [](float value, int id) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return BestKey(bits) << 32 | uint32_t(~id);
+  };
+  for (int r = 0; r < rows; r++) {
+    Row row;
+    fillLogits(row, vocab, Shape::Any, random);
+    const bool empty = r % 7 == 3, broken = r % 7 == 5;  // all -infinity; something NaN
+    targets[r] = r % 7 == 6 ? random.below(vocab) : -1;
+    wanted[r] = 0;
+    for (int id = 0; id < vocab; id++) {
+      const float value = empty ? -INFINITY : row.logits[id];
+      if (value > row.logits[wanted[r]]) wanted[r] = id;
+      BestKey& best = bests[size_t(r) * count + id / kBestWidth];
+      best = std::max(best, keyOf(value, id));
+    }
+    if (broken) bests[size_t(r) * count + random.below(count)] = ~0ull;
+    if (empty || broken) wanted[r] = -1;
+    else if (targets[r] >= 0) wanted[r] = targets[r];
+  }
+  const Device<BestKey> keys(bests);
+  const Device<int> target(targets), tokens(rows), ranks(rows), topTokens(size_t(rows) * kMaxLogprobs);
+  const Device<float> logprobs(rows), topLogprobs(size_t(rows) * kMaxLogprobs);
+  SamplingInputs in{};
+  in.targets = target.data;
+  takeBest(keys.data, vocab, rows, in,
+           {tokens.data, logprobs.data, ranks.data, topTokens.data, topLogprobs.data}, nullptr);
+  const bool right = tokens.read(rows) == wanted && topTokens.read(rows * kMaxLogprobs) ==
+                                                        std::vector<int>(rows * kMaxLogprobs, -1);
+  printf("%s best of %d rows of %d\n", right ? "ok  " : "FAIL", rows, vocab);
+  return right;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -601,6 +641,8 @@ int main(int argc, char** argv) {
                                 {128256, 16, 2}, {151936, 12, 2}, {262144, 5, 1}};
   int passed = 0, failed = 0, index = 0;
   for (const Group& group : kGroups) (checkGroup(group, index++, sizes) ? passed : failed)++;
+  Random random(99);
+  for (const Size& size : sizes) (checkBest(size.vocab, size.rows, random) ? passed : failed)++;
   if (time) {
     try {
       timeAll();
