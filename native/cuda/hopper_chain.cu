@@ -21,9 +21,6 @@ namespace {
 
 constexpr int kPhaseBarrierBytes = 4 * 8 * kChainPhases;
 
-// Of two blocks that share a tile the first finishes so many rows.
-constexpr int partRowsOf(int tileRows) { return (tileRows / 2 + 7) / 8 * 8; }
-
 template <int kRows_, int kWarpgroups_>
 struct Config {
   using T = hopper::chain::T;
@@ -42,8 +39,8 @@ struct Config {
   static constexpr int kWeightBytes = kOutputs * kTileWidth;
   static constexpr int kStageBytes = kWeightBytes + kRows * kTileWidth;
   // Sums, or results, on their way to where they are stored; not in the ring, which is full of what comes next.
-  static constexpr int kHandedBytes = kHalved ? std::max(kRows * kOutputs * 2, 4 * partRowsOf(kRows / 2) * kWarpgroupOutputs * 4)
-                                              : kRows * kOutputs * 4;
+  static constexpr int kHandedRows = kHalved ? std::max(kRows, 4 * partRowsOf(kRows / 2, 2)) : 4 * partRowsOf(kRows, 4);
+  static constexpr int kHandedBytes = kHandedRows * kOutputs * (kHalved ? 2 : 4);
   // Of all rows, and of those that a last tile has past them.
   static constexpr int kScaleBytes = (kChainMaxRows + kRows) * 4;
   static constexpr int kSpareBytes = kRingBarrierBytes + kPhaseBarrierBytes + kHandedBytes + kScaleBytes +
@@ -302,7 +299,7 @@ Work workOf(const Chain& chain, int rows, int cluster, int blocks) {
     to.tiles = static_cast<int>(divideUp(from.n, to.tileOutputs)) * to.rowTiles;
     const int most = std::min(cluster, P::kMostTerms / P::kTerms);
     to.splitShift = C::kHalved && !halves ? 0 : splitShiftOf(to.tiles, to.steps, most, blocks);
-    to.partRows = C::kHalved && to.splitShift == 1 ? partRowsOf(to.tileRows) : to.tileRows >> to.splitShift;
+    to.partRows = partRowsOf(to.tileRows, 1 << to.splitShift);
     to.arrivals = std::min(to.tiles << to.splitShift, blocks);
     to.parts = p > 0 ? static_cast<int>(divideUp(chain.phases[p - 1].n, work.phases[p - 1].tileOutputs)) : 0;
     to.gated = from.gated;
@@ -334,7 +331,9 @@ bool withConfig(const ChainTiles& tiles, F&& f) {
   const auto with = [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
     if (tiles.rows != kRows) return false;
-    if (tiles.outputs == 64) return f(TypeTag<Config<kRows, 1>>{}), true;
+    if constexpr (kRows < 128) {
+      if (tiles.outputs == 64) return f(TypeTag<Config<kRows, 1>>{}), true;
+    }
     if (tiles.outputs == 128) return f(TypeTag<Config<kRows, 2>>{}), true;
     return false;
   };

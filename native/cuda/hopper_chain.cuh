@@ -109,15 +109,10 @@ struct Tile : Place {
   __device__ __forceinline__ int column() const { return phase.gated ? output / 2 : output; }
 };
 
-// Tiles whose sums are shared. kTerms: warpgroups whose sums are added; kMostTerms: with all blocks'. Blocks finish an
-// even number of rows.
+// Tiles whose sums are shared. kTerms: warpgroups whose sums are added; kMostTerms: with all blocks'.
 template <class C>
 struct Undivided : C {
   static constexpr int kTerms = 1, kMostTerms = C::kRows % 64 == 0 || C::kRows < 64 ? 8 : 4;
-  // Parts of a fourth are no whole eights of rows.
-  static constexpr bool kRagged = C::kRows > 32 && C::kRows % 32 != 0;
-  // Of many sums a block begins with those of rows of its own, so that not all send to the same one at a time.
-  static constexpr int kTurns = C::kHandedBytes < 32 << 10 ? 1 : 4;
   static constexpr bool kKeepsOwn = false;
 };
 
@@ -128,11 +123,15 @@ struct Halved {
   static constexpr int kRows = C::kRows / 2, kOutputs = kWarpgroupOutputs;
   static constexpr int kAdders = C::kAdders, kBlocks = C::kBlocks, kSets = C::kSets;
   static constexpr int kTerms = 2, kMostTerms = 4;
-  static constexpr bool kRagged = false;
-  static constexpr int kTurns = 1;
   // Half of the sums are the block's own: these are not sent but stored.
   static constexpr bool kKeepsOwn = true;
 };
+
+// Of the rows of a tile each of some blocks finishes so many, the last what is left: whole eights, or a power of two.
+constexpr int partRowsOf(int tileRows, int blocks) {
+  const int part = tileRows / blocks;
+  return part < 8 ? part : (part + 7) / 8 * 8;
+}
 
 // 2 to this power packs of eight outputs a tile has in a row.
 template <class C>
@@ -184,50 +183,39 @@ class Sharing {
         at_{pairAt<P>(firstRow(0)), pairAt<P>(firstRow(1))} {}
 
   __device__ __forceinline__ void send(const float (&sums)[P::kRows / 2]) const {
-    if constexpr (kTurns == 1) return sendTurn<0>(sums);
-    const int first = share_.split * kTurns / share_.splits;
-#pragma unroll 1
-    for (int i = 0; i < kTurns; i++) {
-      const int turn = (first + i) % kTurns;
-      if (turn == 0) sendTurn<0>(sums);
-      if (turn == 1) sendTurn<1>(sums);
-      if (turn == 2) sendTurn<2>(sums);
-      if (turn == 3) sendTurn<3>(sums);
+#pragma unroll
+    for (int eight = 0; eight < P::kRows; eight += 8) {
+      const int of = blockOf(eight);
+      const uint32_t there = blockAddress(here_, share_.firstBlock + of);
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int at = at_[i] + (part_ >= 8 ? (eight - of * part_) * P::kOutputs : 0);
+        const float* own = sums + eight / 2 + i;
+        if (P::kKeepsOwn && of == share_.split) {
+          *reinterpret_cast<float2*>(to_ + at) = make_float2(own[0], own[2]);
+        } else {
+          storeThere(there + 4 * at, own[0], own[2], there + summed_);
+        }
+      }
     }
   }
 
  private:
-  static constexpr int kTurns = P::kTurns;
-  static constexpr int kTurnRows = P::kRows / kTurns;
-  static_assert(kTurnRows % 8 == 0);
-
   // Of the lane's two rows of eight, from where this warpgroup's sums begin.
   __device__ __forceinline__ int firstRow(int i) const {
     const int row = threadIdx.x % 4 * 2 + i;
     return term_ * part_ + (part_ < 8 ? row & (part_ - 1) : row);
   }
 
-  template <int kTurn>
-  __device__ __forceinline__ void sendTurn(const float (&sums)[P::kRows / 2]) const {
-    asm volatile("// turn %0" ::"n"(kTurn));  // one code for all turns would need an array in memory
+  // The block that finishes the lane's rows of eight. Parts of less than eight rows divide eight; of whole eights all
+  // lanes send to the same block.
+  __device__ __forceinline__ int blockOf(int eight) const {
+    if (part_ < 8) return (eight + static_cast<int>(threadIdx.x) % 4 * 2) * share_.splits / P::kRows;
+    if ((P::kRows & (P::kRows - 1)) == 0) return eight * share_.splits / P::kRows;
+    int of = 0;
 #pragma unroll
-    for (int in = 0; in < kTurnRows; in += 8) {
-      const int eight = kTurn % kTurns * kTurnRows + in;
-      const int row = eight + static_cast<int>(threadIdx.x) % 4 * 2;
-      // Parts of less than eight rows divide eight; of whole eights all lanes send to the same block.
-      const int of = P::kTerms == 2 ? eight >= part_
-                                    : (P::kRagged || part_ < 8 ? row : eight) * share_.splits / P::kRows;
-      const uint32_t there = blockAddress(here_, share_.firstBlock + of);
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        int at = at_[i];
-        if (P::kRagged) at = pairAt<P>(term_ * part_ + row - of * part_ + i);
-        else if (part_ >= 8) at += (eight - of * part_) * P::kOutputs;
-        const float* own = sums + eight / 2 + i;
-        if (P::kKeepsOwn && of == share_.split) *reinterpret_cast<float2*>(to_ + at) = make_float2(own[0], own[2]);
-        else storeThere(there + 4 * at, own[0], own[2], there + summed_);
-      }
-    }
+    for (int block = 1; block < P::kMostTerms / P::kTerms; block++) of += eight >= block * part_;
+    return of;
   }
 
   float* const to_;
