@@ -179,6 +179,19 @@ test('Replayed graphs and eager launches give the same tokens', async (t) => {
   compare(planned, graphs, eager, 1e-3, 0.95);
 });
 
+test('Steps that want the best tokens alone get those that steps with logprobs get', async () => {
+  const greedy = plan(3).map(({ prompt, params }) => {
+    return { prompt, params: { ...params, temperature: 0, n: 1, frequencyPenalty: 0 } };
+  });
+  const plain = greedy.map(({ prompt, params }) => ({
+    prompt,
+    params: { ...params, logprobs: undefined },
+  }));
+  const options = { dtype: 'bfloat16', maxModelLen: 256, maxNumSeqs: 64 } as const;
+  const expected = await crowd(storiesEngine(options), greedy);
+  compare(plain, await crowd(storiesEngine(options), plain), expected, 0.5, 1);
+});
+
 test('Requests given up in the middle leave the others as they were and no block behind', async () => {
   const { greedy } = storiesGolden();
   await withEngine(storiesEngine({ dtype: 'float32', maxNumSeqs: 32 }), async (engine) => {
