@@ -380,19 +380,17 @@ std::vector<ChainTiles> chainTiles(const Chain& chain, int rows) {
   for (int tile : {80, 96, 112}) {
     if (divideUp(rows, tile) == divideUp(rows, 128) && rows > 64) wanted.push_back(tile);
   }
+  const auto propose = [&](const ChainTiles& tiles) {
+    int clusters = 0;
+    withConfig(tiles, [&](auto tag) { clusters = clustersAtOnce<typename decltype(tag)::Type>(tiles.cluster); });
+    if (clusters > 0) list.push_back(tiles);
+  };
   for (int tile : wanted) {
-    for (int outputs : {64, 128}) {
-      for (int cluster : {2, 4, 8}) {
-        const ChainTiles tiles = {outputs, tile, cluster};
-        int clusters = 0;
-        withConfig(tiles, [&](auto tag) {
-          using C = typename decltype(tag)::Type;
-          // Those with tiles of their own for shared sums have no use for more than two blocks to share one.
-          if (C::kHalved == (cluster == 2)) clusters = clustersAtOnce<C>(cluster);
-        });
-        if (clusters > 0) list.push_back(tiles);
-      }
+    for (int cluster : {4, 8}) {
+      if (rows <= 128) propose({64, tile, cluster});
+      if (tile < 64) propose({128, tile, cluster});
     }
+    if (tile >= 64) propose({128, tile, 2});  // halved: no more than two blocks share a sum
   }
   return list;
 }
