@@ -171,11 +171,10 @@ Runner::ProductTimes Runner::productTimes(int rows) const {
 }
 
 const Instruction* Runner::findHead() const {
+  if (!hopperAvailable() || elem_ == Elem::F32 || limits_.keepLogits || program_.rowOps.empty()) return nullptr;
   const Instruction& last = program_.rowOps.back();
-  const bool own = hopperAvailable() && elem_ != Elem::F32 && !limits_.keepLogits;
-  return own && last.kind == OpKind::Linear && last.out == program_.logits && !weights_.isInt4(last.weight)
-             ? &last
-             : nullptr;
+  const bool floats = last.kind == OpKind::Linear && !weights_.isInt4(last.weight);
+  return floats && last.out == program_.logits ? &last : nullptr;
 }
 
 bool Runner::takesBest(int rows) const {
