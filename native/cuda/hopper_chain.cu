@@ -227,16 +227,8 @@ int clustersAtOnce(int cluster) {
   if (known.at(cluster) > 0) return known[cluster];
   int count = 0;
   allowShared<hopperChainKernel<C>>("hopperChain", C::kSharedBytes);
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(cluster);
-  config.blockDim = dim3(C::kThreads);
-  config.dynamicSmemBytes = C::kSharedBytes;
-  cudaLaunchAttribute shape = {};
-  shape.id = cudaLaunchAttributeClusterDimension;
-  shape.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  config.attrs = &shape;
-  config.numAttrs = 1;
-  check(cudaOccupancyMaxActiveClusters(&count, hopperChainKernel<C>, &config),
+  const LaunchShape shape(dim3(cluster), cluster, C::kThreads, C::kSharedBytes);
+  check(cudaOccupancyMaxActiveClusters(&count, hopperChainKernel<C>, &shape.config),
         "cudaOccupancyMaxActiveClusters");
   known[cluster] = count;
   return count;

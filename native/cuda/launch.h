@@ -47,28 +47,38 @@ void allowShared(const char* name, int bytes) {
   check(allowed, name);
 }
 
-// Blocks in clusters of `cluster` (compute capability 9.0 where it is more than 1).
-template <class... Params, class... Args>
-void launchCluster(const char* name, void (*kernel)(Params...), dim3 grid, int cluster, int threads,
-                   size_t sharedBytes, cudaStream_t stream, const Args&... args) {
+// How a kernel is launched: blocks in clusters of `cluster` (compute capability 9.0 where it is more than 1).
+struct LaunchShape {
   cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = sharedBytes;
-  config.stream = stream;
-  cudaLaunchAttribute attributes[2] = {};
-  config.attrs = attributes;
-  if (overlapLaunches && !std::exchange(launchedByLibrary, false)) {
-    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (cluster > 1) {
-    cudaLaunchAttribute& shape = attributes[config.numAttrs++];
+  LaunchShape(dim3 grid, int cluster, int threads, size_t sharedBytes) {
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = sharedBytes;
+    config.attrs = attributes_;
+    if (cluster == 1) return;
+    cudaLaunchAttribute& shape = attributes_[config.numAttrs++];
     shape.id = cudaLaunchAttributeClusterDimension;
     shape.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   }
-  check(cudaLaunchKernelEx(&config, kernel, Params(args)...), name);
+  LaunchShape(const LaunchShape&) = delete;
+  // Its blocks are set up while the kernel before it drains.
+  void overlap() {
+    cudaLaunchAttribute& overlap = attributes_[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+
+ private:
+  cudaLaunchAttribute attributes_[2] = {};
+};
+
+template <class... Params, class... Args>
+void launchCluster(const char* name, void (*kernel)(Params...), dim3 grid, int cluster, int threads,
+                   size_t sharedBytes, cudaStream_t stream, const Args&... args) {
+  LaunchShape shape(grid, cluster, threads, sharedBytes);
+  shape.config.stream = stream;
+  if (overlapLaunches && !std::exchange(launchedByLibrary, false)) shape.overlap();
+  check(cudaLaunchKernelEx(&shape.config, kernel, Params(args)...), name);
 }
 
 template <class... Params, class... Args>
