@@ -18,8 +18,9 @@ constexpr int kChainRows[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 
 constexpr size_t kFinalists = 4;
 // What each launch takes longer in a step: timed here, its code is in the SMs' caches from the launch before,
 // where attention's does not leave it. A chain's is small enough to stay. With 0.6B, a layer's seven launches took
-// 2 to 4 us longer in steps than by these times, and its chain no longer (dev/chain.md, 12).
-constexpr double kColdCode = 0.4e-6;
+// 2 to 4 us longer in steps than by these times, and its chain no longer (dev/chain.md, 12). While a launch that takes
+// longer than this runs, the code of the next is fetched: those of 8B take no longer in steps.
+constexpr double kColdCode = 0.4e-6, kLongLaunch = 8e-6;
 
 // The launches that a chain stands for: products, and the norms and gates between them.
 int launchesOf(const Chain& chain) {
@@ -91,7 +92,9 @@ Chains::Choice Chains::choose(const Chain& shape, int rows, const std::vector<Ch
   for (const ChainTiles& tiles : chainTiles(shape, rows)) enter({true, tiles, 0});
   if (list.empty()) return {};
   const auto inStep = [&](const Choice& way) {
-    return way.seconds + (way.chain ? 0 : kColdCode * launchesOf(shape));
+    const int launches = launchesOf(shape);
+    const bool cold = !way.chain && way.seconds < kLongLaunch * launches;
+    return way.seconds + (cold ? kColdCode * launches : 0);
   };
   const auto faster = [&](const Choice& a, const Choice& b) { return inStep(a) < inStep(b); };
   std::stable_sort(list.begin(), list.end(), faster);
