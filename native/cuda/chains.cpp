@@ -91,8 +91,8 @@ Chains::Choice Chains::choose(const Chain& shape, int rows, const std::vector<Ch
   };
   for (const ChainTiles& tiles : chainTiles(shape, rows)) enter({true, tiles, 0});
   if (list.empty()) return {};
+  const int launches = launchesOf(shape);
   const auto inStep = [&](const Choice& way) {
-    const int launches = launchesOf(shape);
     const bool cold = !way.chain && way.seconds < kLongLaunch * launches;
     return way.seconds + (cold ? kColdCode * launches : 0);
   };

@@ -182,14 +182,9 @@ __device__ __forceinline__ void holdRegisters(float (&d)[N]) {
 #define MR_T3H MR_T2 ", %24, %25, %26, %27"
 #define MR_T3 MR_T3H ", %28, %29, %30, %31"
 #define MR_T4 MR_T3 ", %32, %33, %34, %35, %36, %37, %38, %39"
-#define MR_T5 \
-  MR_T3       \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define MR_T5 MR_T4 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define MR_T6 MR_T5 ", %48, %49, %50, %51, %52, %53, %54, %55"
-#define MR_T7 \
-  MR_T3       \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
-  "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define MR_T7 MR_T6 ", %56, %57, %58, %59, %60, %61, %62, %63"
 #define MR_T11 \
   MR_T7        \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, " \
@@ -204,11 +199,11 @@ __device__ __forceinline__ void holdRegisters(float (&d)[N]) {
 #define MR_OH(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define MR_O1 MR_O(0), MR_O(8)
 #define MR_O2 MR_O1, MR_O(16)
-#define MR_O3 MR_O1, MR_O(16), MR_O(24)
+#define MR_O3 MR_O2, MR_O(24)
 #define MR_O4 MR_O3, MR_O(32)
-#define MR_O5 MR_O3, MR_O(32), MR_O(40)
+#define MR_O5 MR_O4, MR_O(40)
 #define MR_O6 MR_O5, MR_O(48)
-#define MR_O7 MR_O3, MR_O(32), MR_O(40), MR_O(48), MR_O(56)
+#define MR_O7 MR_O6, MR_O(56)
 #define MR_O11 MR_O7, MR_O(64), MR_O(72), MR_O(80), MR_O(88)
 #define MR_O15 MR_O11, MR_O(96), MR_O(104), MR_O(112), MR_O(120)
 

@@ -118,10 +118,8 @@ struct Undivided : C {
 
 // Of Cut::HalfK, with up to two blocks.
 template <class C>
-struct Halved {
-  using T = typename C::T;
+struct Halved : C {
   static constexpr int kRows = C::kRows / 2, kOutputs = kWarpgroupOutputs;
-  static constexpr int kAdders = C::kAdders, kBlocks = C::kBlocks, kSets = C::kSets;
   static constexpr int kTerms = 2, kMostTerms = 4;
   // Half of the sums are the block's own: these are not sent but stored.
   static constexpr bool kKeepsOwn = true;
@@ -130,7 +128,7 @@ struct Halved {
 // Of the rows of a tile each of some blocks finishes so many, the last what is left: whole eights, or a power of two.
 constexpr int partRowsOf(int tileRows, int blocks) {
   const int part = tileRows / blocks;
-  return part < 8 ? part : (part + 7) / 8 * 8;
+  return part < 8 ? part : static_cast<int>(roundUp(part, 8));
 }
 
 // 2 to this power packs of eight outputs a tile has in a row.

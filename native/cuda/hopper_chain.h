@@ -48,7 +48,8 @@ struct Chain {
 size_t chainScratchBytes(int width);
 
 // How a chain is cut: a block computes `outputs` x `rows` results at a time, and up to `cluster` blocks
-// share a sum over k.
+// share a sum over k. With tiles of 128 x 64 and more that are two, and each product has such tiles, or smaller ones
+// if these suit it better (Cut in hopper_chain.cuh).
 struct ChainTiles {
   int outputs, rows, cluster;
 };

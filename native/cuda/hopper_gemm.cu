@@ -34,7 +34,7 @@ struct Config {
   static constexpr int kRows = kRows_;               // of x
   static constexpr int kWarpgroups = kWarpgroups_;
   static constexpr int kBlocks = kBlocks_;           // of 64 outputs, for each warpgroup
-  static constexpr int kOutputs = 64 * kWarpgroups * kBlocks;
+  static constexpr int kOutputs = kWarpgroupOutputs * kWarpgroups * kBlocks;
   static constexpr int kColumns = kTileWidth / sizeof(T);
   // The tensor cores add products of e4m3 with some 14 bits (DeepSeek-AI 2024, arXiv 2412.19437, section
   // 3.3.2), so sums over kChain tiles are added to each other in float32.

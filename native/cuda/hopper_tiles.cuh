@@ -106,6 +106,7 @@ __device__ __forceinline__ void store8(Elem elem, void* to, int64_t at, const fl
 // By eight threads that follow one another, of which each has eight outputs of a row: the best of all.
 __device__ __forceinline__ void storeBest(const Results& results, int64_t row, int n, int output,
                                           const float (&values)[8]) {
+  static_assert(kBestWidth == 8 * 8);
   Best best;
 #pragma unroll
   for (int i = 0; i < 8; i++) {
@@ -248,7 +249,7 @@ __device__ __forceinline__ void sumStages(Ring<R>& ring, int count,
     productsBegin();
 #pragma unroll
     for (int block = 0; block < C::kBlocks; block++) {
-      const uint64_t a = rowsOf128Bytes(stage + (group * C::kBlocks + block) * 64 * kTileWidth);
+      const uint64_t a = rowsOf128Bytes(stage + (group * C::kBlocks + block) * kWarpgroupOutputs * kTileWidth);
       const uint64_t b = rowsOf128Bytes(stage + x);
 #pragma unroll
       for (int k = 0; k < kTileWidth / 32; k++) {  // 32 bytes on: 2 in a descriptor's address
@@ -312,7 +313,7 @@ __device__ __forceinline__ void transpose(float (&v)[4]) {
 template <class C>
 __device__ __forceinline__ int firstOutputOf(int block) {
   const int warp = threadIdx.x / 32;
-  return (warp / 4 * C::kBlocks + block) * 64 + warp % 4 * 16;
+  return (warp / 4 * C::kBlocks + block) * kWarpgroupOutputs + warp % 4 * 16;
 }
 
 // Sums of rows first .. first + count, to be finished by this block. The numbers of rows are constants.

@@ -10,7 +10,7 @@ __device__ bool wants(const SamplingInputs& in, int row) {
   return in.logprobs[row] >= 0 || in.targets[row] >= 0;
 }
 
-// Best bestKey of a tile, of those below `below`.
+// The best key of a tile, of those below `below`.
 __device__ u64 bestOf(const Row& row, const Tile& tile, int index, int lane, u64 below) {
   u64 best = 0;
   tile.each(row, index, lane, [&](float value, int id) {
